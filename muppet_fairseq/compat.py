@@ -1,0 +1,51 @@
+"""Every workaround for the versions of fairseq, PyTorch and Python that this package runs on.
+
+Each function says which version needs it and why; :func:`apply` is called once, when the package is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq.models import distributed_fairseq_model
+from torch.nn.parallel import DistributedDataParallel
+
+
+def allow_checkpoint_types() -> None:
+    """torch >= 2.6 unpickles only known types, and ve-fairseq 0.12.3 asks for no others: no run could resume.
+
+    fairseq's checkpoints hold the model's arguments as a Namespace and, in some meters, numpy scalars. Both are
+    plain data; everything else stays refused.
+    """
+    numpy_types = [np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32)), type(np.dtype(np.int64))]
+    torch.serialization.add_safe_globals([argparse.Namespace, np._core.multiarray.scalar, *numpy_types])
+
+
+def _data_parallel(module: torch.nn.Module, **options: Any) -> DistributedDataParallel:
+    if next(module.parameters()).device.type == "cpu":
+        options.update(device_ids=None, output_device=None)
+    if hasattr(module, "heads"):
+        options["find_unused_parameters"] = True
+    return DistributedDataParallel(module=module, **options)
+
+
+def adapt_data_parallel() -> None:
+    """ve-fairseq 0.12.3 names a CUDA device for ``--ddp-backend pytorch_ddp`` even on a CPU, where PyTorch then
+    refuses; and it needs ``--find-unused-parameters`` for a model whose heads take turns."""
+    distributed_fairseq_model.DistributedDataParallel = _data_parallel
+
+
+def silence_known_warnings() -> None:
+    """ve-fairseq 0.12.3 pins memory without a GPU and calls autocast by its old name, once a step (torch >= 2.4)."""
+    warnings.filterwarnings("ignore", message=".*'pin_memory' argument is set as true.*")
+    warnings.filterwarnings("ignore", message=".*torch.cuda.amp.*", category=FutureWarning)
+
+
+def apply() -> None:
+    allow_checkpoint_types()
+    adapt_data_parallel()
+    silence_known_warnings()

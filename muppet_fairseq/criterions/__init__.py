@@ -1,0 +1,1 @@
+"""The losses; each module registers one criterion."""

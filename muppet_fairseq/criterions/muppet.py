@@ -1,0 +1,86 @@
+"""The scaled multi-task loss (MUPPET, Eq. 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from torch import Tensor, nn
+
+from muppet_fairseq.criterions.statistics import StatisticsLayout
+from muppet_fairseq.families import FAMILIES
+from muppet_fairseq.families.base import Sample
+
+LOSS_SCALINGS = ("log", "none", "size", "inverse")
+
+
+@dataclass
+class MuppetCriterionConfig(FairseqDataclass):
+    loss_scaling: ChoiceEnum(LOSS_SCALINGS) = field(
+        default="log",
+        metadata={
+            "help": "weight of an example's loss: 1 / log n(i) (the paper's Eq. 1), none, by the inverse of the "
+            "dataset's size, or by the inverse of the dataset's running training loss (Section 3.3)"
+        },
+    )
+
+
+@register_criterion("muppet", dataclass=MuppetCriterionConfig)
+class MuppetCriterion(FairseqCriterion):
+    """Mean of the scaled losses of a sub-batch's examples.
+
+    ``sample_size`` is 1, so that fairseq's trainer averages over the sub-batches of an update: "the
+    gradients from each task are averaged" (§3.1). Logging outputs are sums with the same keys and shapes on
+    every worker, so that no step exchanges pickled dictionaries, and nothing here waits for the device.
+    """
+
+    def __init__(self, task: Any, loss_scaling: str) -> None:
+        super().__init__(task)
+        self.loss_scaling = loss_scaling
+        self.layout: StatisticsLayout = task.statistics_layout
+
+    def forward(self, model: nn.Module, sample: Sample) -> tuple[Tensor, int, dict[str, Any]]:
+        spec = self.task.specs[sample["dataset"]]
+        family = FAMILIES[spec.family]
+        logits = family.logits(model, sample, self.task.heads[sample["dataset"]])
+        losses = family.loss(logits, sample["target"])
+        loss = (losses * self.weights(family.num_predictions(logits, sample), sample["dataset"])).mean()
+        with torch.no_grad():
+            statistics = self.layout.row(
+                sample["dataset"],
+                loss=losses.mean(),
+                scaled_loss=loss,
+                counts=family.statistics(logits, sample, spec),
+            )
+        return (
+            loss,
+            1,
+            {
+                "statistics": statistics,
+                "ntokens": sample["ntokens"],
+                "nsentences": sample["nsentences"],
+            },
+        )
+
+    def weights(self, num_predictions: Tensor, dataset: int) -> Tensor:
+        """The factor of each example's loss, ``[B]``, by ``--loss-scaling``.
+
+        An example with one candidate (``n(i) = 1``) has loss 0 whatever is predicted; its factor is 1.
+        """
+        if self.loss_scaling == "log":
+            return 1 / torch.where(num_predictions > 1, num_predictions, torch.e).log()
+        if self.loss_scaling == "none":
+            return torch.ones_like(num_predictions)
+        factors = self.task.size_weights if self.loss_scaling == "size" else self.task.running_losses.weights()
+        return torch.full_like(num_predictions, float(factors[dataset]))
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        return True
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+        """The task logs: only it knows the datasets. See :meth:`MuppetTask.reduce_metrics`."""

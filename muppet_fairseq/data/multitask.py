@@ -1,0 +1,101 @@
+"""The datasets of a suite as the one dataset that fairseq's trainer iterates over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fairseq.data import FairseqDataset
+
+from muppet_fairseq.data.binarized import BinarizedSplit
+from muppet_fairseq.data.schedule import Sizes
+from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.families import FAMILIES
+from muppet_fairseq.families.base import FamilyDataset, Layout, Sample
+from muppet_fairseq.suite import DatasetSpec, read_dataset_json
+
+
+class MultitaskDataset(FairseqDataset):
+    """Concatenation of family datasets; a sub-batch must come from one of them.
+
+    Args:
+        datasets: the laid-out datasets, in the suite's order.
+        specs: their specifications; ``spec.examples`` limits a training set to that many examples, drawn
+            with ``spec.partition`` as the seed.
+        numbers: their places in the suite, which samples carry as ``dataset``.
+        training: whether this is the split that is trained on.
+    """
+
+    #: a new epoch needs no new iterator: :class:`muppet_fairseq.data.iterator.ScheduleIterator` plans it
+    can_reuse_epoch_itr_across_epochs = True
+
+    def __init__(
+        self,
+        datasets: Sequence[FamilyDataset],
+        specs: Sequence[DatasetSpec],
+        numbers: Sequence[int],
+        *,
+        training: bool,
+    ) -> None:
+        self.datasets, self.specs, self.numbers = list(datasets), list(specs), list(numbers)
+        self.training = training
+        self.subsets = [self._subset(d, s) for d, s in zip(self.datasets, self.specs, strict=True)]
+        self.ends = np.cumsum([len(subset) for subset in self.subsets])
+
+    @classmethod
+    def open(
+        cls,
+        data: str | Path,
+        specs: Sequence[DatasetSpec],
+        split: str,
+        layout: Layout,
+        dictionary_sha256: str,
+        *,
+        training: bool,
+    ) -> MultitaskDataset:
+        """Open ``split`` of every dataset; when not training, datasets without that split are left out.
+
+        Raises MuppetError for data that cannot be used, or where nothing is left.
+        """
+        opened, numbers = [], []
+        for number, spec in enumerate(specs):
+            if not training and split not in read_dataset_json(Path(data) / spec.name)["splits"]:
+                continue
+            data_split = BinarizedSplit(data, spec, split, dictionary_sha256)
+            opened.append(FAMILIES[spec.family].dataset(data_split, layout, training=training))
+            numbers.append(number)
+        if not opened:
+            raise MuppetError(f"no dataset of the suite has a split {split!r} in {data}")
+        return cls(opened, [specs[number] for number in numbers], numbers, training=training)
+
+    def _subset(self, dataset: FamilyDataset, spec: DatasetSpec) -> np.ndarray:
+        if not self.training or spec.examples is None or spec.examples >= len(dataset):
+            return np.arange(len(dataset))
+        return np.sort(np.random.default_rng(spec.partition).permutation(len(dataset))[: spec.examples])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> tuple[int, dict[str, Any]]:
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        subset = self.subsets[number]
+        return number, self.datasets[number][int(subset[index - self.ends[number]])]
+
+    def collater(self, samples: list[tuple[int, dict[str, Any]]]) -> Sample:
+        """Merge the examples of one sub-batch; nothing gives ``{}``, fairseq's sign for an empty batch."""
+        if not samples:
+            return {}
+        number = samples[0][0]
+        return {
+            "dataset": self.numbers[number],
+            **self.datasets[number].collate([example for _, example in samples]),
+        }
+
+    def sizes_by_dataset(self) -> list[Sizes]:
+        """What the schedule needs to know."""
+        return [
+            Sizes(spec.name, dataset.lengths[subset], dataset.rows[subset])
+            for dataset, spec, subset in zip(self.datasets, self.specs, self.subsets, strict=True)
+        ]

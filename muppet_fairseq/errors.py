@@ -1,0 +1,46 @@
+"""The one exception for what a user can mend, and how it reaches the terminal: one sentence, no traceback."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+
+class MuppetError(Exception):
+    """Something the user did or has: one sentence that says what is wrong, where, and what to do.
+
+    Uncaught it ends the process with status 1 and only that sentence on standard error
+    (:func:`report_without_traceback`); a program that calls the package catches it like any exception.
+    """
+
+
+def sentence_of(error: BaseException | None) -> str | None:
+    """Return the sentence of the :class:`MuppetError` that caused ``error``, or None.
+
+    fairseq re-raises some errors as plain ``Exception`` ("Cannot load model parameters ...") and
+    ``torch.multiprocessing`` turns a worker's error into text: the cause is looked for in both.
+    """
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, MuppetError):
+            return str(error)
+        marker = f"{MuppetError.__module__}.{MuppetError.__name__}: "
+        if marker in str(error):
+            return str(error).rpartition(marker)[2].strip()
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def report_without_traceback() -> None:
+    """Install an exception hook that prints a :class:`MuppetError` as its one sentence."""
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        sentence = sentence_of(error)
+        if sentence is None:
+            previous(kind, error, traceback)
+        else:
+            print(f"muppet: {sentence}", file=sys.stderr, flush=True)
+
+    sys.excepthook = hook

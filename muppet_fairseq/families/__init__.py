@@ -1,0 +1,8 @@
+"""The task families. A new one is one file in this folder and one entry in :data:`FAMILIES`."""
+
+from muppet_fairseq.families.base import Family
+from muppet_fairseq.families.classification import Classification
+from muppet_fairseq.families.commonsense import Commonsense
+from muppet_fairseq.families.mrc import MRC
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (Classification(), Commonsense(), MRC())}

@@ -1,0 +1,196 @@
+"""The interface of a task family, and what all families share.
+
+A family is one file beside this one. It says, for one kind of supervised task, how an example is stored
+(:meth:`Family.streams`, :meth:`Family.encode`), how it is laid out for the encoder
+(:class:`FamilyDataset`), which head predicts (:meth:`Family.head`), what is minimised
+(:meth:`Family.loss`), over how many predictions that loss ranges (:meth:`Family.num_predictions`, the
+``n(i)`` of MUPPET's Eq. 1) and how success is counted (:meth:`Family.statistics`, :meth:`Family.metrics`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from muppet_fairseq.errors import MuppetError
+
+if TYPE_CHECKING:
+    from muppet_fairseq.data.binarized import BinarizedSplit
+    from muppet_fairseq.data.tokenizer import Tokenizer
+    from muppet_fairseq.suite import DatasetSpec
+
+Sample = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What every family needs to lay examples out: dictionary indices, and lengths in tokens."""
+
+    bos: int
+    pad: int
+    eos: int
+    vocabulary: int
+    max_positions: int = 512
+    #: tokens that two neighbouring windows of a long passage share
+    window_overlap: int = 128
+
+
+class FamilyDataset(ABC):
+    """The examples of one split of one dataset, laid out as rows of tokens.
+
+    An example has one row (a sentence or a pair), or several that are predicted together: the choices
+    of a question, the windows of a passage. Attributes, both read by the schedule:
+
+    * ``lengths``: int32 ``[examples]``, tokens in an example's longest row;
+    * ``rows``: int32 ``[examples]``, rows of an example.
+    """
+
+    lengths: np.ndarray
+    rows: np.ndarray
+
+    def __init__(self, data: BinarizedSplit, layout: Layout) -> None:
+        self.data = data
+        self.layout = layout
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return example ``index``: ``rows`` (list of int64 arrays) and what the family's targets need."""
+
+    @abstractmethod
+    def targets(self, examples: list[dict[str, Any]], src_tokens: Tensor) -> Sample:
+        """Return the family's own entries of the sample, ``target`` among them.
+
+        ``src_tokens`` is the padded batch, ``[rows of all examples, T]``.
+        """
+
+    def collate(self, examples: list[dict[str, Any]]) -> Sample:
+        """Merge examples into a sample; every row of every example is one line of ``src_tokens``."""
+        rows = [row for example in examples for row in example["rows"]]
+        src_tokens = pad_rows(rows, self.layout.pad)
+        if int(src_tokens.max()) >= self.layout.vocabulary:
+            raise MuppetError(
+                f"{self.data.folder}: it holds token {int(src_tokens.max())}, but the dictionary has only "
+                f"{self.layout.vocabulary} entries; run 'python -m preprocess check' on the data"
+            )
+        sample: Sample = {
+            "id": torch.tensor([example["id"] for example in examples]),
+            "nsentences": len(examples),
+            "ntokens": sum(len(row) for row in rows),
+            "net_input": {"src_tokens": src_tokens},
+        }
+        sample.update(self.targets(examples, src_tokens))
+        return sample
+
+    def join(self, first: np.ndarray, second: np.ndarray | None = None) -> np.ndarray:
+        """Lay out ``<s> first </s>`` or, as RoBERTa does for pairs, ``<s> first </s> </s> second </s>``.
+
+        Both arguments end in ``</s>``. What does not fit into ``max_positions`` is cut from the end of
+        the longer part, which keeps its ``</s>``.
+        """
+        if second is None:
+            return self._concatenate([self.layout.bos], self._cut(first, self.layout.max_positions - 1))
+        room = self.layout.max_positions - 2
+        if len(first) + len(second) > room:
+            keep_first, keep_second = fit_pair(len(first), len(second), room)
+            first, second = self._cut(first, keep_first), self._cut(second, keep_second)
+        return self._concatenate([self.layout.bos], first, [self.layout.eos], second)
+
+    def joined_length(self, first: np.ndarray, second: np.ndarray | None = None) -> np.ndarray:
+        """Lengths of :meth:`join` for arrays of part lengths (``</s>`` included)."""
+        length = 1 + first if second is None else 2 + first + second
+        return np.minimum(length, self.layout.max_positions).astype(np.int32)
+
+    def _cut(self, part: np.ndarray, length: int) -> np.ndarray:
+        if len(part) <= length:
+            return part
+        return self._concatenate(part[: length - 1], [self.layout.eos])
+
+    @staticmethod
+    def _concatenate(*parts: Sequence[int] | np.ndarray) -> np.ndarray:
+        return np.concatenate(parts).astype(np.int64, copy=False)
+
+
+def fit_pair(first: int, second: int, room: int) -> tuple[int, int]:
+    """Shorten the longer of two lengths (then both alike) until they fit into ``room``."""
+    if min(first, second) * 2 >= room:
+        return room - room // 2, room // 2
+    if first > second:
+        return room - second, second
+    return first, room - first
+
+
+def pad_rows(rows: Sequence[np.ndarray], pad: int) -> Tensor:
+    """Stack int arrays of different lengths into an int64 tensor ``[rows, T]``, padded on the right."""
+    out = np.full((len(rows), max(map(len, rows))), pad, dtype=np.int64)
+    for line, row in zip(out, rows, strict=True):
+        line[: len(row)] = row
+    return torch.from_numpy(out)
+
+
+class Family(ABC):
+    """One kind of task. Instances hold no state; :data:`muppet_fairseq.families.FAMILIES` names them."""
+
+    name: str
+    #: the metrics a dataset of this family may name; the first is the default
+    metric_names: tuple[str, ...]
+
+    # -- preprocessing ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def streams(self, num_inputs: int) -> dict[str, str]:
+        """Return what is stored for a dataset: stream name to kind.
+
+        Kinds: ``tokens`` (a text's token ids and ``</s>``), ``ints`` (an int32 sequence), ``scalar`` (one
+        int32) and ``label`` (a class, as fairseq's ``sentence_prediction`` reads it).
+        """
+
+    @abstractmethod
+    def check(self, example: dict[str, Any], labels: Sequence[str]) -> str | None:
+        """Say why a raw example cannot be used, or return None."""
+
+    @abstractmethod
+    def encode(self, examples: list[dict[str, Any]], tokenizer: Tokenizer, labels: Sequence[str]) -> dict[str, list]:
+        """Turn raw examples into items for each stream of :meth:`streams`, in order."""
+
+    # -- training -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def dataset(self, data: BinarizedSplit, layout: Layout, *, training: bool) -> FamilyDataset:
+        """Lay out a split. Raises MuppetError when stored values contradict each other."""
+
+    @abstractmethod
+    def head(self, spec: DatasetSpec, dim: int, dropout: float) -> tuple[str, nn.Module] | None:
+        """Return the name and module of the head that predicts ``spec``, or None where there is none."""
+
+    @abstractmethod
+    def logits(self, model: nn.Module, sample: Sample, head: str) -> Tensor:
+        """Return predictions ``[B, n]`` or ``[B, n, k]``; ``-inf`` marks what is no candidate."""
+
+    @abstractmethod
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the unscaled loss of each example, float32 ``[B]``."""
+
+    @abstractmethod
+    def num_predictions(self, logits: Tensor, sample: Sample) -> Tensor:
+        """Return ``n(i)`` for each example, float32 ``[B]``: if all predictions are equal, loss = log n(i)."""
+
+    @abstractmethod
+    def num_statistics(self, spec: DatasetSpec) -> int:
+        """Return how many counts :meth:`statistics` yields for this dataset."""
+
+    @abstractmethod
+    def statistics(self, logits: Tensor, sample: Sample, spec: DatasetSpec) -> Tensor:
+        """Return counts ``[num_statistics]`` that may be summed over batches and workers."""
+
+    @abstractmethod
+    def metrics(self, statistics: np.ndarray, spec: DatasetSpec) -> dict[str, float]:
+        """Turn summed statistics of at least one example into metrics in [0, 1], main metric first."""

@@ -1,0 +1,266 @@
+"""Machine reading comprehension: a question, a passage, and a span of it; one head for the family (§3.5).
+
+A passage that does not fit into one row is read in overlapping windows. When training, each window is an
+example of its own, whose target is the first gold answer that lies wholly inside, or ``<s>`` (position 0) where
+none does. When evaluating, all windows of a passage stay together, and the best span over them is the answer.
+The candidates of start and end are ``<s>`` and the passage's tokens: ``n(i)`` is their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.families.base import Family, FamilyDataset, Layout, Sample
+from muppet_fairseq.metrics.squad import exact_match_and_f1
+from muppet_fairseq.models.heads import SpanHead
+
+if TYPE_CHECKING:
+    from muppet_fairseq.data.binarized import BinarizedSplit
+    from muppet_fairseq.data.tokenizer import Tokenizer
+    from muppet_fairseq.suite import DatasetSpec
+
+#: as in BERT's SQuAD fine-tuning: longer questions are cut, longer answers are not predicted (tokens)
+MAX_QUESTION = 64
+MAX_ANSWER = 30
+
+
+class MRCDataset(FamilyDataset):
+    """Rows ``<s> question </s> </s> window of the passage </s>``.
+
+    Item ``i`` is window ``i`` of all windows when training, else example ``i`` with all its windows.
+    """
+
+    def __init__(self, data: BinarizedSplit, layout: Layout, *, training: bool) -> None:
+        super().__init__(data, layout)
+        self.training = training
+        self.question = data.tokens("input0")
+        self.passage = data.tokens("input1")
+        self.offsets = data.ints("offsets")
+        self.answers = data.ints("answers")
+        new_passage = data.scalars("new_passage")
+        data.require_equal_lengths(input0=self.question, answers=self.answers, new_passage=new_passage)
+        data.require_equal_lengths(input1=self.passage, offsets=self.offsets)
+        self.passage_of = np.cumsum(new_passage, dtype=np.int64) - 1
+        passage_sizes = self.passage.sizes.astype(np.int64) - 1  # without </s>
+        self._check(passage_sizes)
+
+        limit = min(MAX_QUESTION, (layout.max_positions - 4) // 2)
+        self.question_sizes = np.minimum(self.question.sizes - 1, limit)
+        room = layout.max_positions - 4 - self.question_sizes
+        self.room, self.step = room, room - np.minimum(layout.window_overlap, room // 2)
+        sizes = passage_sizes[self.passage_of]
+        self.windows = 1 + -(-np.maximum(sizes - room, 0) // self.step)
+        if training:
+            self.example_of = np.repeat(np.arange(len(sizes)), self.windows)
+            first = np.cumsum(self.windows) - self.windows
+            self.window_of = np.arange(len(self.example_of)) - first[self.example_of]
+            start = self.window_of * self.step[self.example_of]
+            width = np.minimum(sizes[self.example_of] - start, room[self.example_of])
+            self.lengths = (4 + self.question_sizes[self.example_of] + width).astype(np.int32)
+            self.rows = np.ones(len(self.lengths), dtype=np.int32)
+        else:
+            self.lengths = (4 + self.question_sizes + np.minimum(sizes, room)).astype(np.int32)
+            self.rows = self.windows.astype(np.int32)
+
+    def _check(self, passage_sizes: np.ndarray) -> None:
+        again = "prepare the dataset again"
+        if len(self.passage_of) and (self.passage_of[0] != 0 or self.passage_of[-1] != len(self.passage) - 1):
+            raise MuppetError(
+                f"{self.data.path('new_passage')}: it counts {self.passage_of[-1] + 1} passages, but input1 "
+                f"holds {len(self.passage)}; {again}"
+            )
+        wrong = np.flatnonzero(self.offsets.sizes != 2 * passage_sizes)
+        if len(wrong):
+            raise MuppetError(
+                f"{self.data.path('offsets')}: passage {wrong[0]} has {passage_sizes[wrong[0]]} tokens, but "
+                f"{self.offsets.sizes[wrong[0]]} offsets instead of two a token; {again}"
+            )
+        spans = self.answers.flat().reshape(-1, 2)
+        example_of_span = np.repeat(np.arange(len(self.answers)), self.answers.sizes // 2)
+        last = passage_sizes[self.passage_of[example_of_span]]
+        wrong = np.flatnonzero((spans[:, 0] < 0) | (spans[:, 1] < spans[:, 0]) | (spans[:, 1] >= last))
+        if len(wrong):
+            example, (start, end) = example_of_span[wrong[0]], spans[wrong[0]]
+            raise MuppetError(
+                f"{self.data.path('answers')}: the answer of example {example} is tokens {start} to {end}, "
+                f"which its passage of {last[wrong[0]]} tokens does not have; {again}"
+            )
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = int(self.example_of[index]) if self.training else index
+        windows = [int(self.window_of[index])] if self.training else range(int(self.windows[example]))
+        passage = self.passage[self.passage_of[example]]
+        question = self.question[example][: self.question_sizes[example]]
+        spans = self.answers[example].reshape(-1, 2)
+        item: dict[str, Any] = {"id": example, "rows": [], "targets": [], "starts": []}
+        for window in windows:
+            start = window * int(self.step[example])
+            end = min(start + int(self.room[example]), len(passage) - 1)
+            eos = [self.layout.eos]
+            row = self._concatenate([self.layout.bos], question, eos * 2, passage[start:end], eos)
+            inside = spans[(spans[:, 0] >= start) & (spans[:, 1] < end)]
+            shift = len(question) + 3 - start
+            item["rows"].append(row)
+            item["targets"].append((inside[0] + shift).tolist() if len(inside) else [0, 0])
+            item["starts"].append((len(question) + 3, start))
+        if not self.training:
+            raw = self.data.raw(example)
+            item["passage"] = raw["passage"]
+            item["golds"] = [answer["text"] for answer in raw["answers"]]
+            item["offsets"] = self.offsets[self.passage_of[example]].reshape(-1, 2)
+        return item
+
+    def targets(self, examples: list[dict[str, Any]], src_tokens: Tensor) -> Sample:
+        first = torch.tensor([start for example in examples for start, _ in example["starts"]])[:, None]
+        lengths = torch.tensor([len(row) for example in examples for row in example["rows"]])[:, None]
+        position = torch.arange(src_tokens.shape[1])
+        in_passage = (position >= first) & (position < lengths - 1)
+        sample: Sample = {
+            "target": torch.tensor([target for example in examples for target in example["targets"]]),
+            "candidates": in_passage | (position == 0),
+        }
+        if not self.training:
+            keys = ("starts", "passage", "golds", "offsets")
+            sample["passages"] = [{key: example[key] for key in keys} for example in examples]
+        return sample
+
+
+class MRC(Family):
+    name = "mrc"
+    #: ``squad``: every question has an answer (SQuAD 1.1); ``squad_v2``: the empty answer is one, too
+    metric_names = ("squad", "squad_v2")
+
+    def streams(self, num_inputs: int) -> dict[str, str]:
+        streams = {"input0": "tokens", "input1": "tokens"}
+        return streams | {"offsets": "ints", "answers": "ints", "new_passage": "scalar"}
+
+    def check(self, example: dict[str, Any], labels: Sequence[str]) -> str | None:
+        passage = example["passage"]
+        if not passage.strip():
+            return "its passage is empty"
+        for answer in example["answers"]:
+            start, text = answer["start"], answer["text"]
+            if not text.strip():
+                return "one of its answers is empty"
+            if start < 0 or passage[start : start + len(text)] != text:
+                return f"its passage does not have the answer {text[:40]!r} at character {start}"
+        return None
+
+    def encode(self, examples: list[dict[str, Any]], tokenizer: Tokenizer, labels: Sequence[str]) -> dict[str, list]:
+        record: dict[str, list] = {"new_passage": [], "offsets": [], "answers": []}
+        texts: list[str] = []
+        for example in examples:
+            record["new_passage"].append(int(not texts or texts[-1] != example["passage"]))
+            if record["new_passage"][-1]:
+                texts.append(example["passage"])
+        passages = tokenizer.encode(texts)
+        record["input0"] = tokenizer.encode_with_eos([example["question"] for example in examples])
+        record["input1"] = [tokenizer.with_eos(passage.ids) for passage in passages]
+        record["offsets"] = [passage.offsets.reshape(-1) for passage in passages]
+        passage_of = np.cumsum(record["new_passage"]) - 1
+        for example, passage in zip(examples, passage_of, strict=True):
+            spans = [token_span(passages[passage].offsets, answer) for answer in example["answers"]]
+            record["answers"].append(np.array(spans, dtype=np.int32).reshape(-1))
+        return record
+
+    def dataset(self, data: BinarizedSplit, layout: Layout, *, training: bool) -> MRCDataset:
+        return MRCDataset(data, layout, training=training)
+
+    def head(self, spec: DatasetSpec, dim: int, dropout: float) -> tuple[str, nn.Module]:
+        return spec.head or self.name, SpanHead(dim, dropout)
+
+    def logits(self, model: nn.Module, sample: Sample, head: str) -> Tensor:
+        """``[B, T, 2]``: scores of each position as the start and as the end."""
+        scores = model(**sample["net_input"], head=head)
+        return scores.masked_fill(~sample["candidates"].unsqueeze(2), float("-inf"))
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Mean of the start's and the end's cross entropy, so that the uniform prediction costs log n(i)."""
+        return F.cross_entropy(logits.float(), target, reduction="none").mean(dim=1)
+
+    def num_predictions(self, logits: Tensor, sample: Sample) -> Tensor:
+        return sample["candidates"].sum(dim=1).float()
+
+    def num_statistics(self, spec: DatasetSpec) -> int:
+        return 3
+
+    def statistics(self, logits: Tensor, sample: Sample, spec: DatasetSpec) -> Tensor:
+        """Sums of exact match and F1, and their number: over answer texts when evaluating, over tokens of
+        windows when training (there the text is not at hand)."""
+        if "passages" not in sample:
+            return _token_statistics(logits, sample["target"])
+        answers = best_answers(logits, sample, allow_empty=spec.metric == "squad_v2")
+        golds = [passage["golds"] for passage in sample["passages"]]
+        scores = [exact_match_and_f1(a["text"], g) for a, g in zip(answers, golds, strict=True)]
+        return torch.tensor([*np.sum(scores, axis=0), len(scores)], device=logits.device)
+
+    def metrics(self, statistics: np.ndarray, spec: DatasetSpec) -> dict[str, float]:
+        exact, f1, count = statistics
+        return {"f1": float(f1 / count), "em": float(exact / count)}
+
+
+def token_span(offsets: np.ndarray, answer: dict[str, Any]) -> tuple[int, int]:
+    """First and last token (inclusive) that the answer's characters touch; ``offsets`` is ``[tokens, 2]``."""
+    start, end = answer["start"], answer["start"] + len(answer["text"])
+    # the answer's own outer white space belongs to no token
+    start += len(answer["text"]) - len(answer["text"].lstrip())
+    end -= len(answer["text"]) - len(answer["text"].rstrip())
+    first = min(int(np.searchsorted(offsets[:, 1], start, side="right")), len(offsets) - 1)
+    last = int(np.searchsorted(offsets[:, 0], end, side="left")) - 1
+    return first, max(first, last)
+
+
+def best_answers(logits: Tensor, sample: Sample, *, allow_empty: bool) -> list[dict[str, Any]]:
+    """Return for each example the best span over its windows: ``text``, ``start``, ``end`` (characters of
+    the passage) and ``score`` (sum of the two logits).
+
+    With ``allow_empty`` the empty answer is returned where ``<s>`` scores higher than every span, in every
+    window.
+    """
+    logits = logits.float()
+    scores, starts, ends = (x.tolist() for x in _best_spans(logits))
+    nulls = logits[:, 0].sum(dim=1).tolist()
+    answers, row = [], 0
+    for passage in sample["passages"]:
+        rows = range(row, row + len(passage["starts"]))
+        row = rows.stop
+        best = max(rows, key=scores.__getitem__)
+        if allow_empty and min(nulls[r] for r in rows) > scores[best]:
+            answers.append({"text": "", "start": 0, "end": 0, "score": min(nulls[r] for r in rows)})
+            continue
+        first_position, first_token = passage["starts"][best - rows.start]
+        shift = first_token - first_position
+        start = int(passage["offsets"][starts[best] + shift, 0])
+        end = int(passage["offsets"][ends[best] + shift, 1])
+        answers.append({"text": passage["passage"][start:end], "start": start, "end": end, "score": scores[best]})
+    return answers
+
+
+def _best_spans(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Score, start and end ``[R]`` of the best span in each row of ``[R, T, 2]``, ``<s>`` left out."""
+    start, end = logits[:, 1:, 0], logits[:, 1:, 1]
+    width = start.shape[1]
+    by_length = [
+        F.pad(start[:, : width - extra] + end[:, extra:], (0, extra), value=float("-inf"))
+        for extra in range(min(MAX_ANSWER, width))
+    ]
+    scores = torch.stack(by_length, dim=1)  # [R, answer length, T - 1]
+    best, flat = scores.flatten(1).max(dim=1)
+    first = flat % width
+    return best, first + 1, first + 1 + flat // width
+
+
+def _token_statistics(logits: Tensor, target: Tensor) -> Tensor:
+    predicted = logits.argmax(dim=1)  # [B, 2]
+    exact = (predicted == target).all(dim=1)
+    overlap = torch.minimum(predicted[:, 1], target[:, 1]) - torch.maximum(predicted[:, 0], target[:, 0]) + 1
+    sizes = (predicted[:, 1] - predicted[:, 0] + 1).clamp(min=0) + target[:, 1] - target[:, 0] + 1
+    f1 = 2 * overlap.clamp(min=0) / sizes
+    return torch.stack([exact.sum().to(f1), f1.sum(), torch.full_like(f1.sum(), len(f1))])

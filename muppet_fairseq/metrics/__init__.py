@@ -1,0 +1,1 @@
+"""Metrics that no well-kept library computes from summable counts or from spans."""

@@ -1,0 +1,1 @@
+"""fairseq's models with a head for each dataset or family. fairseq imports every module of this folder."""

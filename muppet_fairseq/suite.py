@@ -1,0 +1,195 @@
+"""Which datasets train together: :class:`Suite` reads the YAML, :class:`DatasetSpec` joins it with dataset.json.
+
+A suite file is a list. An entry is a dataset's name, or a mapping with overrides::
+
+    - rte
+    - name: boolq
+      examples: 1000      # train on this many, drawn by ``partition``
+      partition: 2        # another draw (default 1)
+      head: yes_no        # share a head with other datasets that name it
+      metric: accuracy
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.families import FAMILIES
+
+FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the nearest of ``words``, or nothing."""
+    match = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What training, evaluation and the hub need to know of a dataset. Checkpoints carry it."""
+
+    name: str
+    family: str
+    metric: str
+    labels: tuple[str, ...] = ()
+    num_inputs: int = 2
+    head: str | None = None
+    examples: int | None = None
+    partition: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"labels": list(self.labels)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DatasetSpec:
+        known = {field.name for field in fields(cls)}
+        return cls(**{k: tuple(v) if k == "labels" else v for k, v in values.items() if k in known})
+
+
+@dataclass(frozen=True)
+class SuiteEntry:
+    """One line of a suite: a name, its overrides, and where it stands (``file, line n``) for errors."""
+
+    name: str
+    where: str
+    examples: int | None = None
+    partition: int = 1
+    head: str | None = None
+    metric: str | None = None
+
+
+_OVERRIDES: dict[str, type] = {"name": str, "examples": int, "partition": int, "head": str, "metric": str}
+
+
+class Suite:
+    """An ordered list of :class:`SuiteEntry`; the order numbers the datasets."""
+
+    def __init__(self, entries: Sequence[SuiteEntry]) -> None:
+        self.entries = list(entries)
+
+    @property
+    def names(self) -> list[str]:
+        return [entry.name for entry in self.entries]
+
+    @classmethod
+    def load(cls, suite: str | Path) -> Suite:
+        """Read a suite file, or a comma-separated list of names where ``suite`` is no ``.yaml`` path.
+
+        Raises MuppetError with the file and line of what is wrong.
+        """
+        if str(suite).endswith((".yaml", ".yml")):
+            return cls(_read_yaml(Path(suite)))
+        names = [name.strip() for name in str(suite).split(",")]
+        return cls(_checked([SuiteEntry(name, f"suite {str(suite)!r}") for name in names]))
+
+    def specs(self, data: str | Path) -> list[DatasetSpec]:
+        """Join every entry with its ``dataset.json`` under ``data``. Raises MuppetError."""
+        data = Path(data)
+        if not data.is_dir():
+            raise MuppetError(f"there is no folder {data}; make it with 'python -m preprocess prepare'")
+        return [_spec(entry, data) for entry in self.entries]
+
+
+def _read_yaml(path: Path) -> list[SuiteEntry]:
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise MuppetError(f"the suite {path} cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise MuppetError(f"{path}{line}: this is no YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(root, yaml.SequenceNode) or not root.value:
+        raise MuppetError(f"{path}: a suite is a list of dataset names ('- rte'), one or more")
+    return _checked([_entry(node, f"{path}, line {node.start_mark.line + 1}") for node in root.value])
+
+
+def _entry(node: yaml.Node, where: str) -> SuiteEntry:
+    if isinstance(node, yaml.ScalarNode):
+        return SuiteEntry(node.value, where)
+    if not isinstance(node, yaml.MappingNode):
+        raise MuppetError(f"{where}: an entry is a dataset's name or a mapping with 'name'")
+    values: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key, line = key_node.value, f"{where.rpartition(' ')[0]} {key_node.start_mark.line + 1}"
+        if key not in _OVERRIDES:
+            known = ", ".join(_OVERRIDES)
+            raise MuppetError(f"{line}: unknown key {key!r}{nearest(str(key), _OVERRIDES)}; known are {known}")
+        kind = _OVERRIDES[key]
+        is_scalar = isinstance(value_node, yaml.ScalarNode)
+        if not is_scalar or (kind is int and not re.fullmatch(r"[1-9][0-9]*", value_node.value)):
+            wanted = "a positive whole number" if kind is int else "a word"
+            raise MuppetError(f"{line}: {key!r} takes {wanted}")
+        values[key] = kind(value_node.value)
+    if "name" not in values:
+        raise MuppetError(f"{where}: this entry has no 'name'")
+    return SuiteEntry(where=where, **values)
+
+
+def _checked(entries: list[SuiteEntry]) -> list[SuiteEntry]:
+    seen: dict[str, str] = {}
+    for entry in entries:
+        if not _NAME.fullmatch(entry.name):
+            raise MuppetError(f"{entry.where}: {entry.name!r} is no dataset name (letters, digits, '_' and '-' only)")
+        if entry.head is not None and not _NAME.fullmatch(entry.head):
+            raise MuppetError(f"{entry.where}: {entry.head!r} is no head name (letters, digits, '_' and '-')")
+        if entry.name in seen:
+            raise MuppetError(f"{entry.where}: {entry.name!r} is listed twice (first in {seen[entry.name]})")
+        seen[entry.name] = entry.where
+    return entries
+
+
+def read_dataset_json(folder: Path) -> dict[str, Any]:
+    """Read and check ``folder/dataset.json``. Raises MuppetError when it is missing, broken or of another format."""
+    path = folder / "dataset.json"
+    again = "prepare the dataset again"
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MuppetError(f"{folder} has no dataset.json, so it is unfinished; {again}") from None
+    except (OSError, ValueError) as error:
+        raise MuppetError(f"{path} cannot be read ({error}); {again}") from None
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise MuppetError(f"{path} is not of format {FORMAT}; {again} with this version")
+    wanted = {"name": str, "family": str, "metric": str, "labels": list, "num_inputs": int, "splits": dict}
+    wanted |= {"dictionary": str, "files": dict}
+    for key, kind in wanted.items():
+        if not isinstance(meta.get(key), kind):
+            raise MuppetError(f"{path}: {key!r} is missing or no {kind.__name__}; {again}")
+    if meta["family"] not in FAMILIES:
+        raise MuppetError(f"{path}: unknown family {meta['family']!r}{nearest(meta['family'], FAMILIES)}")
+    return meta
+
+
+def _spec(entry: SuiteEntry, data: Path) -> DatasetSpec:
+    if not (data / entry.name).is_dir():
+        there = sorted(p.parent.name for p in data.glob("*/dataset.json"))
+        raise MuppetError(f"{entry.where}: there is no dataset {entry.name!r} in {data}{nearest(entry.name, there)}")
+    meta = read_dataset_json(data / entry.name)
+    family, metric = FAMILIES[meta["family"]], entry.metric or meta["metric"]
+    if metric not in family.metric_names:
+        raise MuppetError(
+            f"{entry.where}: {metric!r} is no metric of the family {family.name}"
+            f"{nearest(metric, family.metric_names)}; it has {', '.join(family.metric_names)}"
+        )
+    return DatasetSpec(
+        name=entry.name,
+        family=family.name,
+        metric=metric,
+        labels=tuple(map(str, meta["labels"])),
+        num_inputs=meta["num_inputs"],
+        head=entry.head,
+        examples=entry.examples,
+        partition=entry.partition,
+    )

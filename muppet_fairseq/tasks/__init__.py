@@ -1,0 +1,1 @@
+"""The fairseq task. fairseq imports every module of this folder."""

@@ -1,0 +1,276 @@
+"""The fairseq task ``muppet``: pre-finetuning on a suite of datasets, and fine-tuning on a suite of one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq import metrics
+from fairseq.data import Dictionary
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.tasks import FairseqTask, register_task
+from omegaconf import II, MISSING
+from torch import nn
+
+from muppet_fairseq.criterions.statistics import StatisticsLayout
+from muppet_fairseq.data.iterator import ScheduleIterator
+from muppet_fairseq.data.multitask import MultitaskDataset
+from muppet_fairseq.data.schedule import SAMPLINGS, STRATEGIES, BatchSchedule, SubBatchLimits
+from muppet_fairseq.data.tokenizer import dictionary_sha256, load_dictionary
+from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.families import FAMILIES
+from muppet_fairseq.families.base import Layout
+from muppet_fairseq.suite import DatasetSpec, Suite
+from muppet_fairseq.tasks.loss_weights import RunningLosses, size_weights
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class MuppetTaskConfig(FairseqDataclass):
+    data: str = field(default=MISSING, metadata={"help": "data-bin folder made by 'python -m preprocess'"})
+    suite: str = field(
+        default=MISSING,
+        metadata={"help": "what to train on: a suite file (.yaml) or names of datasets with commas between"},
+    )
+    max_positions: int = field(
+        default=512,
+        metadata={"help": "longest row in tokens: longer texts are cut, passages read in windows"},
+    )
+    window_overlap: int = field(default=128, metadata={"help": "tokens that neighbouring windows of a passage share"})
+    batching: ChoiceEnum(STRATEGIES) = field(
+        default="batch_heterogeneous",
+        metadata={
+            "help": "an update holds sub-batches of different datasets (the method), of one dataset, or all of "
+            "one dataset comes before the next (Section 5.2)"
+        },
+    )
+    sampling: ChoiceEnum(SAMPLINGS) = field(
+        default="natural",
+        metadata={"help": "every example once an epoch (the method), or datasets up- and down-sampled (3.4)"},
+    )
+    sampling_temperature: float = field(
+        default=2.0, metadata={"help": "for --sampling temperature: shares are size ** (1 / temperature)"}
+    )
+    reuse_heads: bool = field(
+        default=False,
+        metadata={
+            "help": "start from the checkpoint's heads where name and shape agree; by default a run that starts "
+            "from a checkpoint (--finetune-from-model, or --restore-file with --reset-optimizer) gets fresh heads"
+        },
+    )
+    seed: int = II("common.seed")
+    update_freq: Any = II("optimization.update_freq")
+    train_subset: str = II("dataset.train_subset")
+    save_dir: str = II("checkpoint.save_dir")
+    restore_file: str = II("checkpoint.restore_file")
+    finetune_from_model: str | None = II("checkpoint.finetune_from_model")
+    reset_optimizer: bool = II("checkpoint.reset_optimizer")
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in module.named_parameters()}
+
+
+def starts_anew(cfg: MuppetTaskConfig) -> bool:
+    """Whether this run begins with another run's parameters, rather than going on with its own."""
+    if cfg.restore_file != "checkpoint_last.pt":
+        return cfg.reset_optimizer
+    return not (Path(cfg.save_dir) / "checkpoint_last.pt").exists()
+
+
+@register_task("muppet", dataclass=MuppetTaskConfig)
+class MuppetTask(FairseqTask):
+    """Trains on the datasets of a suite.
+
+    Attributes:
+        specs: the suite's datasets; a sample's ``dataset`` is an index into it.
+        heads: the name of the head that each dataset uses.
+        reuse_heads: whether heads come from the checkpoint that is loaded.
+    """
+
+    def __init__(self, cfg: MuppetTaskConfig, dictionary: Dictionary, sha256: str, specs: list[DatasetSpec]) -> None:
+        super().__init__(cfg)
+        self.dictionary, self.dictionary_sha256, self.specs = dictionary, sha256, specs
+        # the default: a checkpoint is loaded to be used as it is
+        self.reuse_heads = cfg.reuse_heads or not starts_anew(cfg)
+        self.layout = Layout(
+            bos=dictionary.bos(),
+            pad=dictionary.pad(),
+            eos=dictionary.eos(),
+            vocabulary=len(dictionary),
+            max_positions=cfg.max_positions,
+            window_overlap=cfg.window_overlap,
+        )
+        self.heads = list(self._heads(dim=1, dropout=0.0)[0])
+        self.statistics_layout = StatisticsLayout(specs)
+        self.running_losses = RunningLosses([spec.name for spec in specs])
+        self.size_weights = np.ones(len(specs))
+        self._last_summary: tuple[torch.Tensor, dict[str, float]] | None = None
+        # goes into checkpoints, for the hub and for evaluation, which have no data-bin
+        self.state.merge_state_dict({"specs": [spec.to_dict() for spec in specs], "dictionary_sha256": sha256})
+
+    @classmethod
+    def setup_task(cls, cfg: MuppetTaskConfig, **kwargs: Any) -> MuppetTask:
+        path = Path(cfg.data) / "dict.txt"
+        specs = Suite.load(cfg.suite).specs(cfg.data)
+        dictionary = load_dictionary(path)
+        logger.info("dictionary: %d types; suite: %s", len(dictionary), ", ".join(s.name for s in specs))
+        return cls(cfg, dictionary, dictionary_sha256(path), specs)
+
+    # -- model ----------------------------------------------------------------------------------------
+
+    def _heads(self, dim: int, dropout: float) -> tuple[list[str], dict[str, nn.Module]]:
+        names: list[str] = []
+        modules: dict[str, nn.Module] = {}
+        owner: dict[str, DatasetSpec] = {}
+        for spec in self.specs:
+            name, module = FAMILIES[spec.family].head(spec, dim, dropout)
+            names.append(name)
+            if name not in modules:
+                modules[name], owner[name] = module, spec
+            elif _shapes(module) != _shapes(modules[name]):
+                raise MuppetError(
+                    f"the datasets {owner[name].name} and {spec.name} share the head {name!r}, but need different "
+                    "shapes; give one of them another 'head' in the suite"
+                )
+        return names, modules
+
+    def build_heads(self, dim: int, dropout: float) -> dict[str, nn.Module]:
+        """One module for each head of the suite, by name; ``dim`` is the encoder's width."""
+        return self._heads(dim, dropout)[1]
+
+    def optimizer_step(self, optimizer: Any, model: nn.Module, update_num: int) -> None:
+        """A head that no sub-batch of the update named has gradient zero, on one worker as on many.
+
+        (Without this, Adam would pass it over on one worker, but see zeros from fairseq's legacy DDP.)
+        """
+        for parameter in model.heads.parameters():
+            if parameter.grad is None and parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+        super().optimizer_step(optimizer, model, update_num)
+
+    def train_step(
+        self,
+        sample: dict,
+        model: nn.Module,
+        criterion: nn.Module,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad=False,
+    ) -> tuple[torch.Tensor, int, dict[str, Any]]:
+        """fairseq's step; the batch that fills an idle round counts for nothing."""
+        loss, sample_size, log = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+        if ignore_grad:
+            sample_size, log = 0, {key: value * 0 for key, value in log.items()}
+        return loss, sample_size, log
+
+    # -- data -----------------------------------------------------------------------------------------
+
+    def load_dataset(self, split: str, combine: bool = False, **kwargs: Any) -> None:
+        """Open ``split`` of every dataset; a split that is not trained on may be missing from some."""
+        training = split == self.cfg.train_subset
+        dataset = MultitaskDataset.open(
+            self.cfg.data, self.specs, split, self.layout, self.dictionary_sha256, training=training
+        )
+        if training:
+            self.size_weights = size_weights([len(subset) for subset in dataset.subsets])
+        self.datasets[split] = dataset
+        logger.info("%s: %d examples of %d datasets", split, len(dataset), len(dataset.datasets))
+
+    def get_batch_iterator(
+        self,
+        dataset: MultitaskDataset,
+        max_tokens: int | None = None,
+        max_sentences: int | None = None,
+        seed: int = 1,
+        num_shards: int = 1,
+        shard_id: int = 0,
+        num_workers: int = 0,
+        epoch: int = 1,
+        data_buffer_size: int = 0,
+        **unused: Any,
+    ) -> ScheduleIterator:
+        """Return the iterator over ``dataset``; the one over the training set is made once and kept."""
+        if dataset in self.dataset_to_epoch_iter:
+            return self.dataset_to_epoch_iter[dataset]
+        plan: Callable[[int, int], BatchSchedule] = partial(
+            self.plan, dataset, SubBatchLimits(max_tokens, max_sentences), seed
+        )
+        update_freq = self.cfg.update_freq if dataset.training else [1]
+        iterator = ScheduleIterator(
+            dataset,
+            plan,
+            update_freq=update_freq if isinstance(update_freq, (list, tuple)) else list(update_freq),
+            companion=self.running_losses if dataset.training else None,
+            collate_fn=dataset.collater,
+            num_shards=num_shards,
+            shard_id=shard_id,
+            num_workers=num_workers,
+            epoch=epoch,
+            buffer_size=data_buffer_size,
+        )
+        if dataset.training:
+            self.dataset_to_epoch_iter[dataset] = iterator
+        return iterator
+
+    def plan(
+        self,
+        dataset: MultitaskDataset,
+        limits: SubBatchLimits,
+        seed: int,
+        epoch: int,
+        sub_batches_per_update: int,
+    ) -> BatchSchedule:
+        """The schedule of an epoch, the same on every worker."""
+        return BatchSchedule(
+            dataset.sizes_by_dataset(),
+            limits,
+            strategy=str(self.cfg.batching),
+            sampling=str(self.cfg.sampling) if dataset.training else "natural",
+            temperature=self.cfg.sampling_temperature,
+            sub_batches_per_update=sub_batches_per_update,
+            seed=seed,
+            epoch=epoch,
+            shuffle=dataset.training,
+        )
+
+    # -- logs -----------------------------------------------------------------------------------------
+
+    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: nn.Module) -> None:
+        """Log the losses and metrics of the suite, of each family and of each dataset.
+
+        ``loss`` is the mean scaled loss over sub-batches, ``<dataset>_loss`` and ``<family>_loss`` are its
+        parts; ``<dataset>_<metric>`` is a dataset's metric, ``<metric>`` and ``<family>_<metric>`` are means
+        over the datasets that have it, and ``score`` is the mean over datasets of their main metric.
+        ``datasets`` counts the distinct datasets of an update. What was not seen since the last line is None.
+        """
+        super().reduce_metrics(logging_outputs, criterion)
+        vector = sum(log["statistics"] for log in logging_outputs).double().cpu()
+        sub_batches, losses, scaled = self.statistics_layout.losses(vector.numpy())
+        total = sub_batches.sum()
+        if total == 0:
+            return
+        if criterion.training:
+            self.running_losses.update(sub_batches, losses)
+            metrics.log_scalar("datasets", int((sub_batches > 0).sum()), priority=30, round=1)
+        metrics.log_scalar("loss", float(scaled.sum() / total), float(total), round=4)
+        metrics.log_scalar_sum("_statistics", vector)
+        for key in self._summary(vector):
+            metrics.log_derived(key, partial(self._logged, key))
+
+    def _summary(self, vector: torch.Tensor) -> dict[str, float]:
+        # every key of a line is derived from the same sums: they are summed up once
+        if self._last_summary is None or self._last_summary[0] is not vector:
+            self._last_summary = (vector, self.statistics_layout.summary(vector.numpy()))
+        return self._last_summary[1]
+
+    def _logged(self, key: str, meters: Any) -> float | None:
+        sums = meters["_statistics"].sum
+        return self._summary(sums).get(key) if torch.is_tensor(sums) else None
