@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from muppet_fairseq import hf, plan
+from muppet_fairseq import hf, plan, report
 
-COMMANDS = {"plan": plan, "import-hf": hf}
+COMMANDS = {"plan": plan, "import-hf": hf, "report": report}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,5 +1,6 @@
 """The schedule: every example once, evenly spread, the same for every number of workers, costs dealt evenly."""
 
+import itertools
 import math
 import time
 
@@ -130,12 +131,10 @@ def test_heterogeneous_order_on_the_published_sizes():
 
 def test_batch_homogeneous_updates_hold_one_dataset_each():
     datasets = [Sizes(str(n), np.full(n, 10, np.int32), np.ones(n, np.int32)) for n in (37, 5, 90)]
-    schedule = BatchSchedule(
-        datasets, SubBatchLimits(None, 2), strategy="batch_homogeneous", sub_batches_per_update=4
-    )
+    schedule = BatchSchedule(datasets, SubBatchLimits(None, 2), strategy="batch_homogeneous", sub_batches_per_update=4)
     held = [set(schedule.dataset[update[update >= 0]]) for update in schedule.updates]
     assert all(len(datasets_of_update) == 1 for datasets_of_update in held)
-    runs = 1 + sum(a != b for a, b in zip(held, held[1:], strict=False))
+    runs = 1 + sum(a != b for a, b in itertools.pairwise(held))
     assert runs > 3, "updates come in random order, not dataset after dataset"
 
 

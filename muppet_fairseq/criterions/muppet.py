@@ -1,7 +1,5 @@
 """The scaled multi-task loss (MUPPET, Eq. 1)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

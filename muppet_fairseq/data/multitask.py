@@ -71,9 +71,10 @@ class MultitaskDataset(FairseqDataset):
         return cls(opened, [specs[number] for number in numbers], numbers, training=training)
 
     def _subset(self, dataset: FamilyDataset, spec: DatasetSpec) -> np.ndarray:
-        if not self.training or spec.examples is None or spec.examples >= len(dataset):
+        if not self.training or spec.examples is None:
             return np.arange(len(dataset))
-        return np.sort(np.random.default_rng(spec.partition).permutation(len(dataset))[: spec.examples])
+        examples = np.random.default_rng(spec.partition).permutation(int(dataset.example_of[-1]) + 1)
+        return np.flatnonzero(np.isin(dataset.example_of, examples[: spec.examples]))
 
     def __len__(self) -> int:
         return int(self.ends[-1])

@@ -44,15 +44,18 @@ class Layout:
 class FamilyDataset(ABC):
     """The examples of one split of one dataset, laid out as rows of tokens.
 
-    An example has one row (a sentence or a pair), or several that are predicted together: the choices
-    of a question, the windows of a passage. Attributes, both read by the schedule:
+    An item has one row (a sentence or a pair), or several that are predicted together: the choices of a
+    question, the windows of a passage. Attributes, the first two read by the schedule:
 
-    * ``lengths``: int32 ``[examples]``, tokens in an example's longest row;
-    * ``rows``: int32 ``[examples]``, rows of an example.
+    * ``lengths``: int32 ``[items]``, tokens in an item's longest row;
+    * ``rows``: int32 ``[items]``, rows of an item;
+    * ``example_of``: int64 ``[items]``, the example that an item belongs to (an example is one item, but
+      for passages read in windows).
     """
 
     lengths: np.ndarray
     rows: np.ndarray
+    example_of: np.ndarray
 
     def __init__(self, data: BinarizedSplit, layout: Layout) -> None:
         self.data = data
@@ -63,7 +66,7 @@ class FamilyDataset(ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return example ``index``: ``rows`` (list of int64 arrays) and what the family's targets need."""
+        """Return item ``index``: ``id`` (its example), ``rows`` (int64 arrays) and what the targets need."""
 
     @abstractmethod
     def targets(self, examples: list[dict[str, Any]], src_tokens: Tensor) -> Sample:

@@ -33,6 +33,7 @@ class ClassificationDataset(FamilyDataset):
         sizes1 = None if self.input1 is None else self.input1.sizes
         self.lengths = self.joined_length(self.input0.sizes, sizes1)
         self.rows = np.ones(len(self.lengths), dtype=np.int32)
+        self.example_of = np.arange(len(self.lengths))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         second = None if self.input1 is None else self.input1[index]

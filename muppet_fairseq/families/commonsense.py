@@ -39,6 +39,7 @@ class CommonsenseDataset(FamilyDataset):
         self.first_choice = np.concatenate([[0], np.cumsum(self.rows, dtype=np.int64)[:-1]])
         longest = np.maximum.reduceat(self.choices.sizes, self.first_choice)
         self.lengths = self.joined_length(self.context.sizes, longest)
+        self.example_of = np.arange(len(self.lengths))
 
     def _check(self) -> None:
         path, again = self.data.path("num_choices"), "prepare the dataset again"

@@ -66,6 +66,7 @@ class MRCDataset(FamilyDataset):
             self.lengths = (4 + self.question_sizes[self.example_of] + width).astype(np.int32)
             self.rows = np.ones(len(self.lengths), dtype=np.int32)
         else:
+            self.example_of = np.arange(len(sizes))
             self.lengths = (4 + self.question_sizes + np.minimum(sizes, room)).astype(np.int32)
             self.rows = self.windows.astype(np.int32)
 
@@ -94,7 +95,7 @@ class MRCDataset(FamilyDataset):
             )
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        example = int(self.example_of[index]) if self.training else index
+        example = int(self.example_of[index])
         windows = [int(self.window_of[index])] if self.training else range(int(self.windows[example]))
         passage = self.passage[self.passage_of[example]]
         question = self.question[example][: self.question_sizes[example]]

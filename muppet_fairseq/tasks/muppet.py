@@ -1,13 +1,11 @@
 """The fairseq task ``muppet``: pre-finetuning on a suite of datasets, and fine-tuning on a suite of one."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -51,9 +49,13 @@ class MuppetTaskConfig(FairseqDataclass):
             "one dataset comes before the next (Section 5.2)"
         },
     )
-    sampling: ChoiceEnum(SAMPLINGS) = field(
+    # not named "sampling": fairseq keeps all options in one namespace, and there that is its generator's
+    dataset_sampling: ChoiceEnum(SAMPLINGS) = field(
         default="natural",
-        metadata={"help": "every example once an epoch (the method), or datasets up- and down-sampled (3.4)"},
+        metadata={
+            "help": "every example once an epoch (the method), or datasets up- and down-sampled (Section 3.4)",
+            "argparse_alias": "--sampling",
+        },
     )
     sampling_temperature: float = field(
         default=2.0, metadata={"help": "for --sampling temperature: shares are size ** (1 / temperature)"}
@@ -70,7 +72,8 @@ class MuppetTaskConfig(FairseqDataclass):
     train_subset: str = II("dataset.train_subset")
     save_dir: str = II("checkpoint.save_dir")
     restore_file: str = II("checkpoint.restore_file")
-    finetune_from_model: str | None = II("checkpoint.finetune_from_model")
+    # fairseq reads no "str | None"
+    finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")  # noqa: UP045
     reset_optimizer: bool = II("checkpoint.reset_optimizer")
 
 
@@ -117,12 +120,19 @@ class MuppetTask(FairseqTask):
         self.state.merge_state_dict({"specs": [spec.to_dict() for spec in specs], "dictionary_sha256": sha256})
 
     @classmethod
-    def setup_task(cls, cfg: MuppetTaskConfig, **kwargs: Any) -> MuppetTask:
+    def setup_task(cls, cfg: MuppetTaskConfig, **kwargs: Any) -> "MuppetTask":
         path = Path(cfg.data) / "dict.txt"
         specs = Suite.load(cfg.suite).specs(cfg.data)
         dictionary = load_dictionary(path)
         logger.info("dictionary: %d types; suite: %s", len(dictionary), ", ".join(s.name for s in specs))
         return cls(cfg, dictionary, dictionary_sha256(path), specs)
+
+    @property
+    def source_dictionary(self) -> Dictionary:
+        return self.dictionary
+
+    def max_positions(self) -> int:
+        return self.cfg.max_positions
 
     # -- model ----------------------------------------------------------------------------------------
 
@@ -233,7 +243,7 @@ class MuppetTask(FairseqTask):
             dataset.sizes_by_dataset(),
             limits,
             strategy=str(self.cfg.batching),
-            sampling=str(self.cfg.sampling) if dataset.training else "natural",
+            sampling=str(self.cfg.dataset_sampling) if dataset.training else "natural",
             temperature=self.cfg.sampling_temperature,
             sub_batches_per_update=sub_batches_per_update,
             seed=seed,
@@ -249,7 +259,8 @@ class MuppetTask(FairseqTask):
         ``loss`` is the mean scaled loss over sub-batches, ``<dataset>_loss`` and ``<family>_loss`` are its
         parts; ``<dataset>_<metric>`` is a dataset's metric, ``<metric>`` and ``<family>_<metric>`` are means
         over the datasets that have it, and ``score`` is the mean over datasets of their main metric.
-        ``datasets`` counts the distinct datasets of an update. What was not seen since the last line is None.
+        ``datasets`` counts the distinct datasets of an update, ``examples`` the examples of a line. What was
+        not seen since the last line is None.
         """
         super().reduce_metrics(logging_outputs, criterion)
         vector = sum(log["statistics"] for log in logging_outputs).double().cpu()
@@ -261,9 +272,12 @@ class MuppetTask(FairseqTask):
             self.running_losses.update(sub_batches, losses)
             metrics.log_scalar("datasets", int((sub_batches > 0).sum()), priority=30, round=1)
         metrics.log_scalar("loss", float(scaled.sum() / total), float(total), round=4)
+        metrics.log_scalar_sum("examples", sum(float(log["nsentences"]) for log in logging_outputs), priority=900)
         metrics.log_scalar_sum("_statistics", vector)
         for key in self._summary(vector):
-            metrics.log_derived(key, partial(self._logged, key))
+            own = any(key.startswith(f"{spec.name}_") for spec in self.specs)
+            # what sums up the suite comes first in a line, single datasets last
+            metrics.log_derived(key, partial(self._logged, key), priority=800 if own else 25)
 
     def _summary(self, vector: torch.Tensor) -> dict[str, float]:
         # every key of a line is derived from the same sums: they are summed up once
