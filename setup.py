@@ -1,0 +1,44 @@
+"""What the package needs and installs. ``make setup`` installs it; PyTorch comes first, see the Makefile."""
+
+from setuptools import find_packages, setup
+
+REQUIRES = [
+    "ve-fairseq==0.12.3",  # fairseq of mid-2025 that imports on Python >= 3.11; compat.py is written for it
+    "torch>=2.6",  # from here on torch.load refuses pickled code unless told otherwise
+    "numpy>=1.26",  # the first with wheels for Python 3.12
+    "tokenizers>=0.20",  # reads the tokenizer.json that today's models are saved with
+    "safetensors>=0.4",  # the weights of models in Hugging Face layout
+    "packaging>=22",  # names of packages and wheels, parsed as pip does
+    "PyYAML>=6.0",  # suites
+    "omegaconf>=2.1",  # fairseq's configurations
+    "tqdm>=4.60",  # progress
+    "matplotlib>=3.8",  # plots of reports and benchmarks
+    "tensorboardX>=2.6",  # fairseq's --tensorboard-logdir
+    "rouge-score>=0.1.2",  # ROUGE of the summarization family
+    "sentencepiece>=0.2",  # fairseq's --bpe sentencepiece
+]
+
+EXTRAS = {
+    # builds only against Cython: pip install cython && pip install --no-build-isolation -e '.[fastbpe]'
+    "fastbpe": ["fastBPE==0.1.0", "cython>=3"],
+    "dev": [
+        "pytest>=8",
+        "setuptools>=69",  # the tests read this file
+        "hypothesis>=6.100",
+        "ruff==0.17.5",  # exact: what `ruff format --check` accepts changes between versions
+        "transformers>=4.44",  # the reference that imported encoders are compared with
+        "scikit-learn>=1.4",  # the reference for metrics
+    ],
+}
+
+setup(
+    name="muppet-fairseq",
+    version="0.1.0",
+    description="Massively multi-task pre-finetuning (MUPPET) of RoBERTa and BART as a fairseq plugin",
+    license="MIT",
+    python_requires=">=3.11,<3.13",  # ve-fairseq has wheels for 3.11 and 3.12
+    packages=find_packages(include=["muppet_fairseq*", "preprocess*", "benchmarks*"]),
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["muppet = muppet_fairseq.cli:main"]},
+)
