@@ -1,0 +1,1 @@
+"""What lies between the binarised files and the trainer: tokens, datasets, schedules."""
