@@ -1,0 +1,1 @@
+"""From published datasets to ``data-bin``: ``python -m preprocess list | prepare | check``."""

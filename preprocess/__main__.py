@@ -1,0 +1,250 @@
+"""``python -m preprocess list | prepare | check``."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256
+from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.families import FAMILIES
+from muppet_fairseq.packages import default_cache
+from muppet_fairseq.suite import Suite, nearest, read_dataset_json
+from preprocess.binarize import binarize, files_in, fingerprint
+from preprocess.catalog import CATALOG, lookup
+from preprocess.convert import convert
+from preprocess.download import Fetch
+from preprocess.entry import Entry
+
+
+def list_datasets(family: str | None = None) -> str:
+    """Return the catalog as a table, of one family or of all. Raises MuppetError for an unknown family."""
+    if family is not None and family not in FAMILIES:
+        raise MuppetError(f"unknown family {family!r}{nearest(family, FAMILIES)}; known are {', '.join(FAMILIES)}")
+    entries = [entry for entry in CATALOG.values() if family in (None, entry.family)]
+    rows = [(entry.name, entry.family, str(entry.source), entry.metric, entry.licence) for entry in entries]
+    return table(("dataset", "family", "source", "metric", "licence"), rows)
+
+
+def prepare(
+    entries: Sequence[Entry],
+    tokenizer: Tokenizer,
+    out: Path,
+    fetch: Fetch,
+    max_bad_share: float = 0.01,
+    force: bool = False,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Fetch, convert and binarise datasets into ``out``, where those that are up to date stay as they are.
+
+    A dataset that fails does not keep the others from being prepared.
+
+    Returns:
+        the ``dataset.json`` of each dataset that is ready, and one sentence for each that failed.
+
+    Raises:
+        MuppetError: ``out`` or a dataset in it belongs to another tokenizer, and ``force`` is not set.
+    """
+    _claim(out, tokenizer, force)
+    stale = {entry.name: _is_stale(entry, tokenizer, out, force) for entry in entries}
+    ready, failures = [], []
+    for entry in entries:
+        if not stale[entry.name]:
+            ready.append(read_dataset_json(out / entry.name))
+            continue
+        with tqdm(desc=entry.name, unit=" examples", disable=None) as bar:
+            try:
+                splits = convert(entry, fetch, max_bad_share, warn=_warn)
+                sizes = [split.size for split in splits.values()]
+                bar.total = None if None in sizes else sum(sizes)
+                ready.append(binarize(entry, splits, tokenizer, out, bar.update))
+            except MuppetError as error:
+                failures.append(str(error))
+    return ready, failures
+
+
+def check(out: Path) -> tuple[int, list[str]]:
+    """Compare the files of every dataset in ``out`` with the sizes and SHA-256 that its ``dataset.json`` lists.
+
+    Returns:
+        the number of datasets, and one sentence for each thing that is wrong.
+
+    Raises:
+        MuppetError: ``out`` is no folder with datasets.
+    """
+    if not out.is_dir():
+        raise MuppetError(f"there is no folder {out}; make it with 'python -m preprocess prepare'")
+    folders = [path for path in sorted(out.iterdir()) if path.is_dir() and path.name[0] != "."]
+    folders = [folder for folder in folders if folder.name != "tokenizer"]
+    if not folders:
+        raise MuppetError(f"there are no datasets in {out}; make some with 'python -m preprocess prepare'")
+    return len(folders), [problem for folder in folders for problem in _problems(folder, out)]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Lay out rows in columns; those of numbers only are aligned to the right."""
+    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
+    columns = list(zip(*cells, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    right = [bool(rows) and all(isinstance(row[i], int) for row in rows) for i in range(len(header))]
+    lines = []
+    for line in cells:
+        padded = zip(line, widths, right, strict=True)
+        text = "  ".join(cell.rjust(width) if number else cell.ljust(width) for cell, width, number in padded)
+        lines.append(text.rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def _claim(out: Path, tokenizer: Tokenizer, force: bool) -> None:
+    """Make ``out`` a folder of this tokenizer's datasets."""
+    dictionary = out / "dict.txt"
+    # dict.txt is written last: a folder with it has its tokenizer, too
+    if dictionary.is_file() and (out / "tokenizer").is_dir():
+        there = Tokenizer.load(out / "tokenizer")
+        same_dictionary = dictionary_sha256(dictionary) == dictionary_sha256(tokenizer.folder / "dict.txt")
+        if there.sha256 == tokenizer.sha256 and same_dictionary:
+            return
+        if not force:
+            raise MuppetError(
+                f"{out} was binarised with another tokenizer or dictionary than {tokenizer.folder}; choose "
+                f"another --out, or --force to replace its datasets that you name"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(out / "tokenizer")
+    temporary = out / ".dict.txt.partial"
+    shutil.copyfile(tokenizer.folder / "dict.txt", temporary)
+    temporary.replace(dictionary)
+
+
+def _is_stale(entry: Entry, tokenizer: Tokenizer, out: Path, force: bool) -> bool:
+    """Whether the dataset must be made (again)."""
+    folder = out / entry.name
+    if not (folder / "dataset.json").is_file():
+        return True
+    if force:
+        return True
+    meta = read_dataset_json(folder)
+    same = meta["dictionary"] == dictionary_sha256(tokenizer.folder / "dict.txt")
+    if not same or meta.get("tokenizer") != {"type": tokenizer.type, "sha256": tokenizer.sha256}:
+        raise MuppetError(
+            f"{folder} was binarised with another tokenizer or dictionary than {tokenizer.folder}; --force replaces it"
+        )
+    return meta.get("entry") != entry.sha256()
+
+
+def _problems(folder: Path, out: Path) -> list[str]:
+    try:
+        meta = read_dataset_json(folder)
+    except MuppetError as error:
+        return [str(error)]
+    problems = []
+    dictionary = out / "dict.txt"
+    if not dictionary.is_file() or meta["dictionary"] != dictionary_sha256(dictionary):
+        problems.append(f"{folder} was binarised with another dictionary than {dictionary}; prepare it again")
+    there = set(files_in(folder))
+    for name, expected in meta["files"].items():
+        if name not in there:
+            problems.append(f"{folder / name} is missing; prepare the dataset again")
+        elif fingerprint(folder / name) != expected:
+            problems.append(f"{folder / name} is not the file that was written; prepare the dataset again")
+    for name in sorted(there - set(meta["files"])):
+        problems.append(f"{folder / name} does not belong to the dataset; remove it")
+    return problems
+
+
+def _warn(sentence: str) -> None:
+    tqdm.write(f"muppet: {sentence}", file=sys.stderr)
+
+
+def _summary(metas: Sequence[dict[str, Any]]) -> str:
+    rows = []
+    for meta in metas:
+        examples = [meta["splits"].get(split, {}).get("examples", 0) for split in ("train", "valid")]
+        reasons: dict[str, int] = {}
+        for split in meta["splits"].values():
+            for reason, count in split["dropped"].items():
+                reasons[reason] = reasons.get(reason, 0) + count
+        why = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        rows.append((meta["name"], meta["family"], *examples, sum(reasons.values()), why))
+    return table(("dataset", "family", "train", "valid", "dropped", "why"), rows)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m preprocess", description="Datasets into data-bin.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    listing = commands.add_parser("list", help="show the datasets of the catalog")
+    listing.add_argument("--family", help="only of this family")
+    making = commands.add_parser("prepare", help="fetch, convert and binarise datasets")
+    which = making.add_mutually_exclusive_group(required=True)
+    which.add_argument("--suite", type=Path, metavar="FILE", help="prepare the datasets of this suite file")
+    which.add_argument("--datasets", metavar="A,B", help="prepare these datasets")
+    making.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="tokenizer folder")
+    making.add_argument("--out", type=Path, default=Path("data-bin"), metavar="DIR", help="default: data-bin")
+    making.add_argument("--cache", type=Path, metavar="DIR", help="keeps downloads; default: $MUPPET_CACHE, else raw")
+    making.add_argument("--raw", type=Path, metavar="DIR", help="take the files from here, download nothing")
+    making.add_argument(
+        "--max-bad-share",
+        type=_share,
+        default=0.01,
+        metavar="S",
+        help="stop a dataset with a larger share of unusable rows (default: 0.01)",
+    )
+    making.add_argument("--force", action="store_true", help="replace datasets that are already there")
+    checking = commands.add_parser("check", help="compare a data-bin folder with what was written")
+    checking.add_argument("out", type=Path, nargs="?", default=Path("data-bin"))
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.command == "list":
+        print(list_datasets(options.family))
+        return 0
+    if options.command == "check":
+        count, problems = check(options.out)
+        for problem in problems:
+            print(f"muppet: {problem}", file=sys.stderr)
+        if not problems:
+            print(f"{options.out}: {count} datasets, all files as they were written")
+        return bool(problems)
+    names = (Suite.load(options.suite) if options.suite else Suite.load(options.datasets)).names
+    entries = [lookup(name) for name in names]
+    fetch = Fetch(options.cache or default_cache(), options.raw)
+    tokenizer = Tokenizer.load(options.tokenizer)
+    ready, failures = prepare(entries, tokenizer, options.out, fetch, options.max_bad_share, options.force)
+    if ready:
+        print(_summary(ready))
+    for failure in dict.fromkeys(failures):
+        print(f"muppet: {failure}", file=sys.stderr)
+    return bool(failures)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status; what a user can mend is one sentence on stderr."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _run(options)
+    except MuppetError as error:
+        print(f"muppet: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"muppet: {error}; check the disk and the rights", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("muppet: interrupted; finished datasets are kept, the next run makes the others", file=sys.stderr)
+        return 130
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

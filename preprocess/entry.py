@@ -1,0 +1,119 @@
+"""What the catalog says of one dataset: :class:`Entry`, and how its rows are split: :class:`HeldOut`."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from preprocess.download import Row, Source
+
+
+class LeaveOut(Exception):
+    """Raised by a field's function for a row that the dataset leaves out by design; the reason is counted."""
+
+
+class BadRow(Exception):
+    """Raised for a row that is not as the entry says; too many of them stop the dataset."""
+
+
+#: how a value of the example is got from a row: a column, several, or a function
+Value = str | Sequence["Value"] | Callable[[Row], Any]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Rows of one source split, part of them held out as ``valid`` by a seeded permutation of groups.
+
+    Attributes:
+        valid: share of the examples (below 1) or their number; groups stay whole, so it may be slightly less.
+        group: column or function whose value is the same for rows that must not be torn apart, as two
+            questions about one passage; None: each example is its own group.
+        of: the source's split.
+        seed: another number gives another permutation.
+    """
+
+    valid: float
+    group: Value | None = None
+    of: str = "train"
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One dataset, declared.
+
+    Attributes:
+        name: the name in suites and in ``data-bin``.
+        family: a key of ``muppet_fairseq.families.FAMILIES``.
+        source: where the rows come from.
+        fields: the example's keys (as the family names them) to columns, lists of columns or functions of a row.
+        splits: :class:`HeldOut`, or our split names to the source's.
+        labels: classification: the classes in order, or the raw values in order with the names to give them.
+        metric: one of the family's.
+        parts: where one row holds several examples: cuts it into rows.
+        licence: as the dataset's authors state it.
+        citation: the paper to cite.
+        note: what a user should know.
+    """
+
+    name: str
+    family: str
+    source: Source
+    fields: Mapping[str, Value]
+    splits: HeldOut | Mapping[str, str]
+    metric: str
+    licence: str
+    citation: str
+    labels: Sequence[str] | Mapping[str, str] = ()
+    parts: Callable[[Row], Iterable[Row]] | None = None
+    note: str = ""
+
+    @property
+    def label_names(self) -> list[str]:
+        """The classes' names in order; empty where the family has no classes."""
+        return list(self.labels.values() if isinstance(self.labels, Mapping) else self.labels)
+
+    def example(self, row: Row) -> dict[str, Any]:
+        """Return the canonical example of a row (without ``id``).
+
+        Raises:
+            LeaveOut: the entry leaves such rows out.
+            BadRow, KeyError, TypeError, ValueError, AttributeError: the row is not as the fields expect.
+        """
+        example = {key: value_of(spec, row) for key, spec in self.fields.items()}
+        if "label" in example:
+            raw = str(example["label"])
+            example["label"] = self.labels.get(raw, raw) if isinstance(self.labels, Mapping) else raw
+        return example
+
+    def sha256(self) -> str:
+        """Fingerprint of the whole definition, the code of its functions included."""
+        return hashlib.sha256(_definition(self).encode()).hexdigest()
+
+
+def value_of(spec: Value, row: Row) -> Any:
+    """Get a value from a row as ``spec`` says. Raises KeyError (no such column), LeaveOut or BadRow."""
+    if callable(spec):
+        return spec(row)
+    if not isinstance(spec, str):
+        return [value_of(part, row) for part in spec]
+    if row[spec] is None:
+        raise BadRow(f"its field {spec!r} is empty")
+    return row[spec]
+
+
+def _definition(value: Any) -> str:
+    """A text that is the same in every process for the same definition, and different for another."""
+    if is_dataclass(value):
+        # the fields' classes are code like functions; an Entry's and a Source's own code is the format's
+        code = inspect.getsource(type(value)) if callable(value) else type(value).__name__
+        values = [getattr(value, field.name) for field in fields(value)]
+        return f"{code}({', '.join(map(_definition, values))})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {_definition(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_definition, value))}]"
+    return inspect.getsource(value) if callable(value) else repr(value)
