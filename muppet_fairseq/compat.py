@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fairseq.distributed import utils as distributed_utils
 from fairseq.models import distributed_fairseq_model
 from torch.nn.parallel import DistributedDataParallel
 
@@ -39,6 +40,18 @@ def adapt_data_parallel() -> None:
     distributed_fairseq_model.DistributedDataParallel = _data_parallel
 
 
+def _broadcast_object(obj: Any, src_rank: int, group: Any, dist_device: torch.device) -> Any:
+    holder = [obj]
+    torch.distributed.broadcast_object_list(holder, src=src_rank, group=group, device=dist_device)
+    return holder[0]
+
+
+def adapt_broadcast() -> None:
+    """ve-fairseq 0.12.3 hands a loaded checkpoint from the first worker to the others with ``torch.load``, which
+    (torch >= 2.6) refuses its configuration. What was checked when the file was read is not checked again."""
+    distributed_utils._broadcast_object_slow = _broadcast_object
+
+
 def silence_known_warnings() -> None:
     """ve-fairseq 0.12.3 pins memory without a GPU and calls autocast by its old name, once a step (torch >= 2.4)."""
     warnings.filterwarnings("ignore", message=".*'pin_memory' argument is set as true.*")
@@ -51,4 +64,5 @@ def silence_known_warnings() -> None:
 def apply() -> None:
     allow_checkpoint_types()
     adapt_data_parallel()
+    adapt_broadcast()
     silence_known_warnings()

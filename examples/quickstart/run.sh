@@ -47,7 +47,7 @@ UPDATES=$("${PLAN[@]}" --json | python -c 'import json, sys; print(json.load(sys
 if [ ! -f "$PRE/finished" ]; then
   mkdir -p "$PRE"
   TRAIN=(fairseq-train "$DATA" "${COMMON[@]}" --suite "$HERE/pre_finetuning.yaml"
-    --finetune-from-model "$ENCODER/model.pt" --save-dir "$PRE" --log-file "$PRE/train.log" --log-interval 10
+    --finetune-from-model "$ENCODER/model.pt" --save-dir "$PRE" --log-interval 10
     --max-tokens 1024 --update-freq $((SUB_BATCHES / WORKERS)) --max-update "$UPDATES" --lr 1e-4
     --warmup-updates $((UPDATES / 10)) --total-num-update "$UPDATES" --save-interval-updates 30
     --keep-interval-updates 1 --disable-validation --seed 1)
@@ -55,7 +55,7 @@ if [ ! -f "$PRE/finished" ]; then
   torchrun --nproc-per-node "$WORKERS" --no-python --master-port "${MASTER_PORT:-29517}" sh -c '"$@" \
     --ddp-backend legacy_ddp --distributed-backend gloo --distributed-init-method env:// \
     --distributed-world-size "$WORLD_SIZE" --distributed-rank "$RANK" --distributed-no-spawn' \
-    sh "${TRAIN[@]}" 2>"$PRE/stderr.log" | python "$HERE/progress.py" "$UPDATES" ||
+    sh "${TRAIN[@]}" 2>"$PRE/stderr.log" | tee "$PRE/train.log" | python "$HERE/progress.py" "$UPDATES" ||
     fail "pre-finetuning failed: see $PRE/train.log and $PRE/stderr.log"
   touch "$PRE/finished"
 fi
@@ -68,9 +68,9 @@ fine_tune() { # dataset, seen or kept_out, examples, start (base or pre_finetune
   # 8 examples an update, 3 epochs, a triangle of learning rates: the same budget for both starts
   local updates=$((($3 + 7) / 8 * 3))
   fairseq-train "$DATA" "${COMMON[@]}" --suite "$out/suite.yaml" --finetune-from-model "$from" "${heads[@]}" \
-    --save-dir "$out" --no-save --log-file "$out/train.log" --log-interval 1000 --batch-size 8 --max-tokens 8192 \
+    --save-dir "$out" --no-save --log-interval 1000 --batch-size 8 --max-tokens 8192 \
     --batch-size-valid 32 --max-epoch 3 --validate-interval 3 --lr 5e-5 --warmup-updates $((updates / 10)) \
-    --total-num-update "$updates" --seed "$5" >"$out/stdout.log" 2>&1
+    --total-num-update "$updates" --seed "$5" >"$out/train.log" 2>"$out/stderr.log"
   printf '{"dataset": "%s", "seen": %s, "examples": %s, "start": "%s", "seed": %s}\n' \
     "$1" "$([ "$2" = seen ] && echo true || echo false)" "$3" "$4" "$5" >"$out/run.json"
 }
@@ -79,7 +79,7 @@ TOTAL=$(($(datasets | wc -l) * 2 * $(wc -w <<<"$SEEDS")))
 say "fine-tuning: $TOTAL runs, $WORKERS at a time"
 STARTED=$SECONDS DONE=0 KEPT=0
 finish_one() {
-  wait -n || fail "a fine-tuning failed: see the last lines of $RUNS/fine_tuning/*/*/*/stdout.log"
+  wait -n || fail "a fine-tuning failed: see $RUNS/fine_tuning/*/*/*/stderr.log"
   DONE=$((DONE + 1))
   printf '  %d of %d done, about %d s left\n' $((DONE + KEPT)) "$TOTAL" \
     $(((SECONDS - STARTED) * (TOTAL - KEPT - DONE) / DONE))

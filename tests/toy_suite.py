@@ -1,0 +1,146 @@
+"""A data-bin of four small learnable datasets in three families, and real ``fairseq-train`` processes on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from muppet_fairseq.data.tokenizer import Tokenizer
+from preprocess.binarize import binarize
+from preprocess.convert import Account, Split
+from preprocess.download import PackageFile
+from preprocess.entry import Entry, HeldOut
+from tests.toy_data import write_bert_tokenizer
+
+ROOT = Path(__file__).parents[1]
+WORDS = ("dog", "cat", "cow", "fox", "hen", "owl", "pig", "rat")
+NAMES = ("animals", "pairs", "choices", "spans")
+
+
+def write_data_bin(folder: Path) -> Path:
+    """Binarise the toy datasets: ``animals`` and ``pairs`` (classification), ``choices``, ``spans``."""
+    tokenizer = Tokenizer.load(write_bert_tokenizer(folder / "tokenizer", words=(*WORDS, "the", "is", "who")))
+    out = folder / "data-bin"
+    out.mkdir()
+    tokenizer.save(out / "tokenizer")
+    (out / "dict.txt").write_bytes((folder / "tokenizer" / "dict.txt").read_bytes())
+    for name, (family, labels, metric, make) in _DATASETS.items():
+        rng = random.Random(name)
+        splits = {
+            split: Split([{"id": f"{split}-{i}", **make(rng)} for i in range(count)], Account())
+            for split, count in {"train": _TRAIN[name], "valid": 24}.items()
+        }
+        binarize(_entry(name, family, labels, metric), splits, tokenizer, out)
+    return out
+
+
+def _animal(rng: random.Random) -> dict[str, Any]:
+    words = rng.choices(WORDS, k=rng.randint(2, 9))
+    return {"inputs": [" ".join(words)], "label": str(int(words[0] in WORDS[:4]))}
+
+
+def _pair(rng: random.Random) -> dict[str, Any]:
+    first, second = rng.choice(WORDS), rng.choice(WORDS)
+    label = "same" if first == second else "other" if rng.random() < 0.5 else "none"
+    return {"inputs": [f"the {first} is {label}", f"a {second}"], "label": label}
+
+
+def _choice(rng: random.Random) -> dict[str, Any]:
+    right = rng.choice(WORDS)
+    choices = rng.sample([word for word in WORDS if word != right], rng.randint(1, 4))
+    answer = rng.randint(0, len(choices))
+    choices.insert(answer, right)
+    return {"context": f"who is the {right}", "choices": choices, "answer": answer}
+
+
+def _span(rng: random.Random) -> dict[str, Any]:
+    words = rng.choices(WORDS, k=rng.randint(4, 40))
+    place = rng.randrange(len(words))
+    words[place : place + 1] = ["who", "is", words[place]]
+    passage = " ".join(words)
+    start = len(" ".join(words[: place + 2])) + 1
+    answer = {"text": words[place + 2], "start": start}
+    return {"question": "who is", "passage": passage, "answers": [answer]}
+
+
+_DATASETS = {
+    "animals": ("classification", ("0", "1"), "f1", _animal),
+    "pairs": ("classification", ("same", "other", "none"), "accuracy", _pair),
+    "choices": ("commonsense", (), "accuracy", _choice),
+    "spans": ("mrc", (), "squad", _span),
+}
+_TRAIN = {"animals": 150, "pairs": 61, "choices": 90, "spans": 45}
+
+
+def _entry(name: str, family: str, labels: tuple[str, ...], metric: str) -> Entry:
+    return Entry(
+        name=name,
+        family=family,
+        source=PackageFile("toy==1.0", "0" * 64, ("toy.jsonl",)),
+        fields={"inputs": ["text"] if name == "animals" else ["premise", "hypothesis"]},
+        splits=HeldOut(0.25),
+        labels=labels,
+        metric=metric,
+        licence="none",
+        citation="none",
+    )
+
+
+def options(data: Path, save_dir: Path, *more: str, suite: str = ",".join(NAMES)) -> list[str]:
+    """Arguments of a short run on a CPU; later ones win over these."""
+    return [
+        *(str(data), "--user-dir", str(ROOT / "muppet_fairseq"), "--task", "muppet", "--suite", suite),
+        *("--criterion", "muppet", "--arch", "muppet_roberta_tiny", "--max-positions", "32", "--window-overlap", "8"),
+        *("--optimizer", "adam", "--lr", "0.001", "--clip-norm", "1", "--max-tokens", "256", "--update-freq", "4"),
+        *("--cpu", "--num-workers", "0", "--no-epoch-checkpoints", "--save-dir", str(save_dir), "--log-format", "json"),
+        *("--log-interval", "1", *more),
+    ]
+
+
+def train(arguments: list[str], *, workers: int = 1, trace: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run ``fairseq-train`` with these arguments, on ``workers`` processes; see ``traced_train.py`` for ``trace``.
+
+    ``arguments`` give the run's total of sub-batches an update as ``--update-freq``: it is divided among workers.
+    """
+    arguments = list(arguments)
+    place = arguments.index("--update-freq") + 1
+    arguments[place] = str(int(arguments[place]) // workers)
+    save_dir = Path(arguments[arguments.index("--save-dir") + 1])
+    save_dir.mkdir(parents=True, exist_ok=True)
+    program = [sys.executable, str(ROOT / "tests" / "traced_train.py"), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TRACE": str(trace or "")}
+    if workers > 1:
+        if "--ddp-backend" not in arguments:
+            program += ["--ddp-backend", "legacy_ddp"]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        launch = (
+            '"$@" --distributed-backend gloo --distributed-init-method env:// '
+            '--distributed-world-size "$WORLD_SIZE" --distributed-rank "$RANK" --distributed-no-spawn'
+        )
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(workers)]
+        program = [*torchrun, "--master-port", str(port), "--no-python", "sh", "-c", launch, "sh", *program]
+    done = subprocess.run(program, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    with (save_dir / "train.log").open("a") as log:
+        log.write(done.stdout)
+    return done
+
+
+def trained(*arguments: Any, **keywords: Any) -> None:
+    """:func:`train`, which must succeed."""
+    done = train(*arguments, **keywords)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def logged(save_dir: Path, tag: str) -> list[dict[str, Any]]:
+    """The JSON lines that bear ``tag`` in what :func:`train` has printed."""
+    text = (save_dir / "train.log").read_text()
+    return [json.loads(line) for line in re.findall(rf"\| {tag} \| (\{{.*\}})$", text, flags=re.MULTILINE)]
