@@ -1,4 +1,4 @@
-"""Which datasets train together: :class:`Suite` reads the YAML, :class:`DatasetSpec` joins it with dataset.json.
+"""Which datasets train together: :class:`Suite` reads the YAML and joins it with each ``dataset.json``.
 
 A suite file is a list. An entry is a dataset's name, or a mapping with overrides::
 
@@ -13,10 +13,9 @@ A suite file is a list. An entry is a dataset's name, or a mapping with override
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ import yaml
 
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families import FAMILIES
+from muppet_fairseq.spec import DatasetSpec, read_dataset_json
 
-FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -33,28 +32,6 @@ def nearest(word: str, words: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the nearest of ``words``, or nothing."""
     match = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""
-
-
-@dataclass(frozen=True)
-class DatasetSpec:
-    """What training, evaluation and the hub need to know of a dataset. Checkpoints carry it."""
-
-    name: str
-    family: str
-    metric: str
-    labels: tuple[str, ...] = ()
-    num_inputs: int = 2
-    head: str | None = None
-    examples: int | None = None
-    partition: int = 1
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"labels": list(self.labels)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> DatasetSpec:
-        known = {field.name for field in fields(cls)}
-        return cls(**{k: tuple(v) if k == "labels" else v for k, v in values.items() if k in known})
 
 
 @dataclass(frozen=True)
@@ -150,33 +127,14 @@ def _checked(entries: list[SuiteEntry]) -> list[SuiteEntry]:
     return entries
 
 
-def read_dataset_json(folder: Path) -> dict[str, Any]:
-    """Read and check ``folder/dataset.json``. Raises MuppetError when it is missing, broken or of another format."""
-    path = folder / "dataset.json"
-    again = "prepare the dataset again"
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MuppetError(f"{folder} has no dataset.json, so it is unfinished; {again}") from None
-    except (OSError, ValueError) as error:
-        raise MuppetError(f"{path} cannot be read ({error}); {again}") from None
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise MuppetError(f"{path} is not of format {FORMAT}; {again} with this version")
-    wanted = {"name": str, "family": str, "metric": str, "labels": list, "num_inputs": int, "splits": dict}
-    wanted |= {"dictionary": str, "files": dict}
-    for key, kind in wanted.items():
-        if not isinstance(meta.get(key), kind):
-            raise MuppetError(f"{path}: {key!r} is missing or no {kind.__name__}; {again}")
-    if meta["family"] not in FAMILIES:
-        raise MuppetError(f"{path}: unknown family {meta['family']!r}{nearest(meta['family'], FAMILIES)}")
-    return meta
-
-
 def _spec(entry: SuiteEntry, data: Path) -> DatasetSpec:
     if not (data / entry.name).is_dir():
         there = sorted(p.parent.name for p in data.glob("*/dataset.json"))
         raise MuppetError(f"{entry.where}: there is no dataset {entry.name!r} in {data}{nearest(entry.name, there)}")
     meta = read_dataset_json(data / entry.name)
+    if meta["family"] not in FAMILIES:
+        path = data / entry.name / "dataset.json"
+        raise MuppetError(f"{path}: unknown family {meta['family']!r}{nearest(meta['family'], FAMILIES)}")
     family, metric = FAMILIES[meta["family"]], entry.metric or meta["metric"]
     if metric not in family.metric_names:
         raise MuppetError(

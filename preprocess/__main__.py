@@ -15,7 +15,8 @@ from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families import FAMILIES
 from muppet_fairseq.packages import default_cache
-from muppet_fairseq.suite import Suite, nearest, read_dataset_json
+from muppet_fairseq.spec import read_dataset_json
+from muppet_fairseq.suite import Suite, nearest
 from preprocess.binarize import binarize, files_in, fingerprint
 from preprocess.catalog import CATALOG, lookup
 from preprocess.convert import convert

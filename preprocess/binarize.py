@@ -24,7 +24,7 @@ from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder, best_fitting
 from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families import FAMILIES
-from muppet_fairseq.suite import FORMAT
+from muppet_fairseq.spec import FORMAT
 from preprocess.convert import Example, Split
 from preprocess.entry import Entry
 

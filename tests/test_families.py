@@ -16,7 +16,7 @@ from muppet_fairseq.families.base import fit_pair
 from muppet_fairseq.families.mrc import best_answers, token_span
 from muppet_fairseq.metrics.confusion import CONFUSION_METRICS
 from muppet_fairseq.metrics.squad import exact_match_and_f1, normalized
-from muppet_fairseq.suite import DatasetSpec
+from muppet_fairseq.spec import DatasetSpec
 
 
 class Constant(torch.nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from muppet_fairseq.families import FAMILIES
-from muppet_fairseq.suite import DatasetSpec
+from muppet_fairseq.spec import DatasetSpec
 
 #: before each dataset's own counts: sub-batches, and the sums of their mean losses
 _COMMON = ("sub_batches", "loss", "scaled_loss")

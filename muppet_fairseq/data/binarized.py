@@ -12,7 +12,7 @@ from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import MMapIndexedDataset
 
 from muppet_fairseq.errors import MuppetError
-from muppet_fairseq.suite import DatasetSpec, read_dataset_json
+from muppet_fairseq.spec import DatasetSpec, read_dataset_json
 
 #: fairseq's label dictionaries begin with <s>, <pad>, </s> and <unk>
 _LABEL_OFFSET = Dictionary().nspecial

@@ -14,7 +14,7 @@ from muppet_fairseq.data.schedule import Sizes
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families import FAMILIES
 from muppet_fairseq.families.base import FamilyDataset, Layout, Sample
-from muppet_fairseq.suite import DatasetSpec, read_dataset_json
+from muppet_fairseq.spec import DatasetSpec, read_dataset_json
 
 
 class MultitaskDataset(FairseqDataset):

@@ -23,7 +23,7 @@ from muppet_fairseq.errors import MuppetError
 if TYPE_CHECKING:
     from muppet_fairseq.data.binarized import BinarizedSplit
     from muppet_fairseq.data.tokenizer import Tokenizer
-    from muppet_fairseq.suite import DatasetSpec
+    from muppet_fairseq.spec import DatasetSpec
 
 Sample = dict[str, Any]
 

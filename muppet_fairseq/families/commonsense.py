@@ -22,7 +22,7 @@ from muppet_fairseq.models.heads import SentenceHead
 if TYPE_CHECKING:
     from muppet_fairseq.data.binarized import BinarizedSplit
     from muppet_fairseq.data.tokenizer import Tokenizer
-    from muppet_fairseq.suite import DatasetSpec
+    from muppet_fairseq.spec import DatasetSpec
 
 
 class CommonsenseDataset(FamilyDataset):

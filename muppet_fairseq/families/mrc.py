@@ -24,7 +24,7 @@ from muppet_fairseq.models.heads import SpanHead
 if TYPE_CHECKING:
     from muppet_fairseq.data.binarized import BinarizedSplit
     from muppet_fairseq.data.tokenizer import Tokenizer
-    from muppet_fairseq.suite import DatasetSpec
+    from muppet_fairseq.spec import DatasetSpec
 
 #: as in BERT's SQuAD fine-tuning: longer questions are cut, longer answers are not predicted (tokens)
 MAX_QUESTION = 64

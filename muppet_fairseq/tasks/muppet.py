@@ -24,7 +24,8 @@ from muppet_fairseq.data.tokenizer import dictionary_sha256, load_dictionary
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families import FAMILIES
 from muppet_fairseq.families.base import Layout
-from muppet_fairseq.suite import DatasetSpec, Suite
+from muppet_fairseq.spec import DatasetSpec
+from muppet_fairseq.suite import Suite
 from muppet_fairseq.tasks.loss_weights import RunningLosses, size_weights
 
 logger = logging.getLogger(__name__)
