@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The method on real data in about a quarter of an hour on two CPU cores:
-#   1. import a real pre-trained encoder, 2. prepare real datasets, 3. pre-finetune on 14 of them,
-#   4. fine-tune the encoder and the pre-finetuned encoder on five, 5. compare.
+#   1. import a real pre-trained encoder, 2. prepare real datasets, 3. pre-finetune on 12 of them,
+#   4. fine-tune the encoder and the pre-finetuned encoder on four, 5. compare.
 # What is finished is kept: an interrupted run goes on, a second one only prints the report. To start anew,
 # delete runs/quickstart. Needs fairseq-train, muppet and this repository's preprocess: 'make quickstart' has them.
 set -euo pipefail
@@ -36,7 +36,6 @@ say "the data: real datasets from a Python package, tokenised and binarised"
 python -m preprocess prepare --suite "$HERE/pre_finetuning.yaml" --tokenizer "$ENCODER" --out "$DATA"
 python -m preprocess prepare --datasets "$(datasets | awk '{print $1}' | paste -sd,)" --tokenizer "$ENCODER" --out "$DATA"
 
-# With 8 sub-batches an update the suite of 14 takes about 90 updates an epoch.
 say "pre-finetuning: one epoch, $SUB_BATCHES sub-batches an update, $WORKERS workers"
 PRE=$RUNS/pre_finetuning
 (( SUB_BATCHES % WORKERS == 0 )) || fail "WORKERS=$WORKERS does not divide $SUB_BATCHES; set WORKERS to 1, 2, 4 or 8"
@@ -48,7 +47,7 @@ if [ ! -f "$PRE/finished" ]; then
   mkdir -p "$PRE"
   TRAIN=(fairseq-train "$DATA" "${COMMON[@]}" --suite "$HERE/pre_finetuning.yaml"
     --finetune-from-model "$ENCODER/model.pt" --save-dir "$PRE" --log-interval 10
-    --max-tokens 1024 --update-freq $((SUB_BATCHES / WORKERS)) --max-update "$UPDATES" --lr 1e-4
+    --max-tokens 1024 --update-freq $((SUB_BATCHES / WORKERS)) --max-update "$UPDATES" --lr 2e-4
     --warmup-updates $((UPDATES / 10)) --total-num-update "$UPDATES" --save-interval-updates 30
     --keep-interval-updates 1 --disable-validation --seed 1)
   # fairseq on CPUs with several workers: torchrun starts them, gloo joins them
@@ -69,7 +68,7 @@ fine_tune() { # dataset, seen or kept_out, examples, start (base or pre_finetune
   local updates=$((($3 + 7) / 8 * 3))
   fairseq-train "$DATA" "${COMMON[@]}" --suite "$out/suite.yaml" --finetune-from-model "$from" "${heads[@]}" \
     --save-dir "$out" --no-save --log-interval 1000 --batch-size 8 --max-tokens 8192 \
-    --batch-size-valid 32 --max-epoch 3 --validate-interval 3 --lr 5e-5 --warmup-updates $((updates / 10)) \
+    --batch-size-valid 32 --max-epoch 3 --validate-interval 3 --lr 1e-4 --warmup-updates $((updates / 10)) \
     --total-num-update "$updates" --seed "$5" >"$out/train.log" 2>"$out/stderr.log"
   printf '{"dataset": "%s", "seen": %s, "examples": %s, "start": "%s", "seed": %s}\n' \
     "$1" "$([ "$2" = seen ] && echo true || echo false)" "$3" "$4" "$5" >"$out/run.json"
