@@ -23,7 +23,10 @@ def allow_checkpoint_types() -> None:
     plain data; everything else stays refused.
     """
     numpy_types = [np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32)), type(np.dtype(np.int64))]
-    torch.serialization.add_safe_globals([argparse.Namespace, np._core.multiarray.scalar, *numpy_types])
+    scalar = np.float64(0).__reduce__()[0]
+    # numpy 2 moved it; checkpoints keep the name of the numpy that wrote them
+    names = [(scalar, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]
+    torch.serialization.add_safe_globals([argparse.Namespace, *names, *numpy_types])
 
 
 def _data_parallel(module: torch.nn.Module, **options: Any) -> DistributedDataParallel:

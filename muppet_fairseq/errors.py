@@ -17,17 +17,18 @@ class MuppetError(Exception):
 def sentence_of(error: BaseException | None) -> str | None:
     """Return the sentence of the :class:`MuppetError` that caused ``error``, or None.
 
-    fairseq re-raises some errors as plain ``Exception`` ("Cannot load model parameters ...") and
-    ``torch.multiprocessing`` turns a worker's error into text: the cause is looked for in both.
+    fairseq re-raises some errors as plain ``Exception`` ("Cannot load model parameters ..."); PyTorch turns the
+    error of a process that it started into text, for a data loader's as the message of an error of the same
+    type: the sentence is looked for in all of them.
     """
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, MuppetError):
-            return str(error)
         marker = f"{MuppetError.__module__}.{MuppetError.__name__}: "
         if marker in str(error):
-            return str(error).rpartition(marker)[2].strip()
+            return str(error).rpartition(marker)[2].partition("\n")[0].strip()
+        if isinstance(error, MuppetError):
+            return str(error)
         error = error.__cause__ or error.__context__
     return None
 

@@ -13,6 +13,7 @@ import numpy as np
 from muppet_fairseq.data.multitask import MultitaskDataset
 from muppet_fairseq.data.schedule import SAMPLINGS, STRATEGIES, BatchSchedule, SubBatchLimits, deal
 from muppet_fairseq.data.tokenizer import dictionary_sha256, load_dictionary
+from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families.base import Layout
 from muppet_fairseq.suite import Suite
 
@@ -39,7 +40,16 @@ def run(args: argparse.Namespace) -> None:
 
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:
-    """Plan epoch 1 and return its figures; costs are padded tokens x rows."""
+    """Plan epoch 1 and return its figures; costs are padded tokens x rows.
+
+    Raises MuppetError for options and data that ``fairseq-train`` could not use either.
+    """
+    for option, lowest in (("workers", 1), ("update_freq", 1), ("seed", 0)):
+        value = getattr(args, option)
+        if value < lowest:
+            raise MuppetError(f"--{option.replace('_', '-')} is {value}; give at least {lowest}")
+    if args.max_tokens is None and args.batch_size is None:
+        raise MuppetError("nothing says how large a sub-batch may be; give --max-tokens or --batch-size")
     dict_path = Path(args.data) / "dict.txt"
     specs = Suite.load(args.suite).specs(args.data)
     dictionary = load_dictionary(dict_path)

@@ -52,4 +52,8 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     for key, kind in wanted.items():
         if not isinstance(meta.get(key), kind):
             raise MuppetError(f"{path}: {key!r} is missing or no {kind.__name__}; {again}")
+    for key, count in (("splits", "examples"), ("files", "bytes")):
+        for name, values in meta[key].items():
+            if not isinstance(values, dict) or not isinstance(values.get(count), int):
+                raise MuppetError(f"{path}: {key!r} does not say how many {count} {name!r} has; {again}")
     return meta

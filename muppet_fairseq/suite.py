@@ -83,10 +83,11 @@ def _read_yaml(path: Path) -> list[SuiteEntry]:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except OSError as error:
         raise MuppetError(f"the suite {path} cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise MuppetError(f"{path}{line}: this is no YAML ({getattr(error, 'problem', error)})") from None
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise MuppetError(f"{path}{line}: this is no YAML ({problem})") from None
     if not isinstance(root, yaml.SequenceNode) or not root.value:
         raise MuppetError(f"{path}: a suite is a list of dataset names ('- rte'), one or more")
     return _checked([_entry(node, f"{path}, line {node.start_mark.line + 1}") for node in root.value])
@@ -99,10 +100,13 @@ def _entry(node: yaml.Node, where: str) -> SuiteEntry:
         raise MuppetError(f"{where}: an entry is a dataset's name or a mapping with 'name'")
     values: dict[str, Any] = {}
     for key_node, value_node in node.value:
-        key, line = key_node.value, f"{where.rpartition(' ')[0]} {key_node.start_mark.line + 1}"
+        line = f"{where.rpartition(' ')[0]} {key_node.start_mark.line + 1}"
+        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "[...]"
         if key not in _OVERRIDES:
             known = ", ".join(_OVERRIDES)
-            raise MuppetError(f"{line}: unknown key {key!r}{nearest(str(key), _OVERRIDES)}; known are {known}")
+            raise MuppetError(f"{line}: unknown key {key!r}{nearest(key, _OVERRIDES)}; known are {known}")
+        if key in values:
+            raise MuppetError(f"{line}: {key!r} is given twice")
         kind = _OVERRIDES[key]
         is_scalar = isinstance(value_node, yaml.ScalarNode)
         if not is_scalar or (kind is int and not re.fullmatch(r"[1-9][0-9]*", value_node.value)):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_data import NLI_LABELS, nli_entry, nli_rows, write_bert_tokenizer, write_wheel
 
 import preprocess.__main__ as command
 from muppet_fairseq.data.binarized import BinarizedSplit
@@ -38,6 +37,7 @@ from preprocess.fields import (
     Spans,
     SpansInARow,
 )
+from tests.toy_data import NLI_LABELS, nli_entry, nli_rows, write_bert_tokenizer, write_wheel
 
 ROOT = Path(__file__).parent.parent
 

@@ -7,11 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from toy_data import nli_entry, nli_rows, write_bert_tokenizer, write_wheel
-
 from muppet_fairseq.data.tokenizer import Tokenizer
 from preprocess.__main__ import prepare
 from preprocess.download import Fetch
+from tests.toy_data import nli_entry, nli_rows, write_bert_tokenizer, write_wheel
 
 
 def test_sentence_prediction_trains_on_a_folder_of_ours(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ import tokenizers
 from fairseq.data.encoders.gpt2_bpe_utils import Encoder, get_encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_data import write_bert_tokenizer
 
 from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.packages import default_cache, fetch_package
+from tests.toy_data import write_bert_tokenizer
 
 ODD_TEXTS = [
     "",

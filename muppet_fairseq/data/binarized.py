@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import struct
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from fairseq.data import Dictionary
-from fairseq.data.indexed_dataset import MMapIndexedDataset
+from fairseq.data.indexed_dataset import MMapIndexedDataset, _code_to_dtype
 
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.spec import DatasetSpec, read_dataset_json
@@ -17,26 +18,25 @@ from muppet_fairseq.spec import DatasetSpec, read_dataset_json
 #: fairseq's label dictionaries begin with <s>, <pad>, </s> and <unk>
 _LABEL_OFFSET = Dictionary().nspecial
 
+#: how an .idx begins: magic, version, type of the items, number of items; then 12 bytes an item
+_INDEX_HEADER = struct.Struct("<9sQBQ")
+
 
 class IndexedInts:
     """Sequences of integers in fairseq's memory-mapped format; item ``i`` is an int64 array."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            self._dataset = MMapIndexedDataset(str(path))
-            self.sizes: np.ndarray = self._dataset.sizes
-            index = self._dataset._index
-            ends = np.cumsum(self.sizes, dtype=np.int64) * index._dtype_size
-            bytes_there = path.with_name(path.name + ".bin").stat().st_size
-            sound = (
-                len(self.sizes) > 0
-                and int(self.sizes.min()) >= 0
-                and int(ends[-1]) == bytes_there
-                and index._pointers[0] == 0
-                and np.array_equal(index._pointers[1:], ends[:-1])
-            )
-        except (AssertionError, OSError, ValueError, KeyError, OverflowError) as error:
-            raise MuppetError(f"{path}.idx is broken ({error}); prepare the dataset again") from None
+        bytes_there = _check_files_of(path)
+        self._dataset = MMapIndexedDataset(str(path))
+        self.sizes: np.ndarray = self._dataset.sizes
+        index = self._dataset._index
+        ends = np.cumsum(self.sizes, dtype=np.int64) * index._dtype_size
+        sound = (
+            int(self.sizes.min()) >= 0
+            and int(ends[-1]) == bytes_there
+            and index._pointers[0] == 0
+            and np.array_equal(index._pointers[1:], ends[:-1])
+        )
         if not sound:
             raise MuppetError(f"{path}.idx does not fit {path.name}.bin; prepare the dataset again")
 
@@ -49,6 +49,28 @@ class IndexedInts:
     def flat(self) -> np.ndarray:
         """All items one after the other, without a copy."""
         return np.frombuffer(self._dataset._bin_buffer, dtype=self._dataset._index.dtype)
+
+
+def _check_files_of(path: Path) -> int:
+    """Return the bytes of ``path``.bin; raise MuppetError for all that fairseq's class could not open.
+
+    (Where it cannot, it also prints the traceback of its destructor.)
+    """
+    index, content = (path.with_name(path.name + suffix) for suffix in (".idx", ".bin"))
+    try:
+        with index.open("rb") as stream:
+            header = stream.read(_INDEX_HEADER.size)
+        index_bytes, content_bytes = index.stat().st_size, content.stat().st_size
+    except OSError as error:
+        raise MuppetError(f"{error.filename} cannot be read ({error.strerror}); prepare the dataset again") from None
+    if len(header) == _INDEX_HEADER.size:
+        magic, version, kind, items = _INDEX_HEADER.unpack(header)
+        fits = index_bytes == _INDEX_HEADER.size + 12 * items and items > 0
+        if fits and magic == MMapIndexedDataset.Index._HDR_MAGIC and version == 1 and kind in _code_to_dtype:
+            if content_bytes == 0:
+                raise MuppetError(f"{content} is empty; prepare the dataset again")
+            return content_bytes
+    raise MuppetError(f"{index} is truncated or no index of fairseq's mmap format; prepare the dataset again")
 
 
 class BinarizedSplit:
@@ -107,7 +129,7 @@ class BinarizedSplit:
         path = self.path(stream).with_name(f"{self.split}.npy")
         try:
             values = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise MuppetError(f"{path} is broken ({error}); prepare the dataset again") from None
         if values.ndim != 1 or values.dtype != np.int32:
             raise MuppetError(f"{path} holds no list of int32; prepare the dataset again")

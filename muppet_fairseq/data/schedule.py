@@ -36,6 +36,11 @@ class SubBatchLimits:
     max_tokens: int | None = None
     max_examples: int | None = None
 
+    def __post_init__(self) -> None:
+        for option, limit in (("--max-tokens", self.max_tokens), ("--batch-size", self.max_examples)):
+            if limit is not None and limit < 1:
+                raise MuppetError(f"{option} is {limit}; give at least 1")
+
 
 class BatchSchedule:
     """The sub-batches of one epoch, in order.
@@ -136,6 +141,8 @@ def sampled_counts(sizes: Sequence[int], sampling: str, temperature: float) -> n
     natural = np.asarray(sizes, dtype=np.int64)
     if sampling == "natural":
         return natural
+    if temperature <= 0:
+        raise MuppetError(f"--sampling-temperature is {temperature:g}; give more than 0")
     weights = natural ** (1 / temperature) if sampling == "temperature" else np.ones(len(natural))
     exact = weights / weights.sum() * natural.sum()
     counts = np.floor(exact).astype(np.int64)

@@ -112,7 +112,7 @@ def load_dictionary(path: Path) -> Dictionary:
     """
     try:
         dictionary = Dictionary.load(str(path))
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # fairseq raises plain Exception for text that is not UTF-8
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MuppetError(f"{path} is no fairseq dictionary ({reason}); it needs one 'token count' a line") from None
     dictionary.add_symbol("<mask>")

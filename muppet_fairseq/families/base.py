@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 Sample = dict[str, Any]
 
+#: <s>, </s> </s>, </s>, and two tokens of each part: with less a row says nothing
+MIN_POSITIONS = 8
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -39,6 +42,12 @@ class Layout:
     max_positions: int = 512
     #: tokens that two neighbouring windows of a long passage share
     window_overlap: int = 128
+
+    def __post_init__(self) -> None:
+        if self.max_positions < MIN_POSITIONS:
+            raise MuppetError(f"--max-positions is {self.max_positions}; give at least {MIN_POSITIONS}")
+        if self.window_overlap < 0:
+            raise MuppetError(f"--window-overlap is {self.window_overlap}; give at least 0")
 
 
 class FamilyDataset(ABC):
@@ -79,10 +88,11 @@ class FamilyDataset(ABC):
         """Merge examples into a sample; every row of every example is one line of ``src_tokens``."""
         rows = [row for example in examples for row in example["rows"]]
         src_tokens = pad_rows(rows, self.layout.pad)
-        if int(src_tokens.max()) >= self.layout.vocabulary:
+        lowest, highest = src_tokens.min(), src_tokens.max()
+        if lowest < 0 or highest >= self.layout.vocabulary:
             raise MuppetError(
-                f"{self.data.folder}: it holds token {int(src_tokens.max())}, but the dictionary has only "
-                f"{self.layout.vocabulary} entries; run 'python -m preprocess check' on the data"
+                f"{self.data.folder}: it holds token {int(lowest if lowest < 0 else highest)}, but the dictionary "
+                f"has only {self.layout.vocabulary} entries; run 'python -m preprocess check' on the data"
             )
         sample: Sample = {
             "id": torch.tensor([example["id"] for example in examples]),

@@ -47,9 +47,9 @@ class MRCDataset(FamilyDataset):
         new_passage = data.scalars("new_passage")
         data.require_equal_lengths(input0=self.question, answers=self.answers, new_passage=new_passage)
         data.require_equal_lengths(input1=self.passage, offsets=self.offsets)
-        self.passage_of = np.cumsum(new_passage, dtype=np.int64) - 1
+        self.passage_of = np.cumsum(new_passage == 1, dtype=np.int64) - 1
         passage_sizes = self.passage.sizes.astype(np.int64) - 1  # without </s>
-        self._check(passage_sizes)
+        self._check(new_passage, passage_sizes)
 
         limit = min(MAX_QUESTION, (layout.max_positions - 4) // 2)
         self.question_sizes = np.minimum(self.question.sizes - 1, limit)
@@ -70,8 +70,14 @@ class MRCDataset(FamilyDataset):
             self.lengths = (4 + self.question_sizes + np.minimum(sizes, room)).astype(np.int32)
             self.rows = self.windows.astype(np.int32)
 
-    def _check(self, passage_sizes: np.ndarray) -> None:
+    def _check(self, new_passage: np.ndarray, passage_sizes: np.ndarray) -> None:
         again = "prepare the dataset again"
+        wrong = np.flatnonzero((new_passage != 0) & (new_passage != 1))
+        if len(wrong):
+            raise MuppetError(
+                f"{self.data.path('new_passage')}: example {wrong[0]} has {new_passage[wrong[0]]}, neither 0 nor 1; "
+                f"{again}"
+            )
         if len(self.passage_of) and (self.passage_of[0] != 0 or self.passage_of[-1] != len(self.passage) - 1):
             raise MuppetError(
                 f"{self.data.path('new_passage')}: it counts {self.passage_of[-1] + 1} passages, but input1 "
@@ -82,6 +88,12 @@ class MRCDataset(FamilyDataset):
             raise MuppetError(
                 f"{self.data.path('offsets')}: passage {wrong[0]} has {passage_sizes[wrong[0]]} tokens, but "
                 f"{self.offsets.sizes[wrong[0]]} offsets instead of two a token; {again}"
+            )
+        wrong = np.flatnonzero(self.answers.sizes % 2)
+        if len(wrong):
+            raise MuppetError(
+                f"{self.data.path('answers')}: example {wrong[0]} has {self.answers.sizes[wrong[0]]} numbers "
+                f"instead of two an answer; {again}"
             )
         spans = self.answers.flat().reshape(-1, 2)
         example_of_span = np.repeat(np.arange(len(self.answers)), self.answers.sizes // 2)

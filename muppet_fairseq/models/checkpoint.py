@@ -22,18 +22,24 @@ def adapt_state_dict(model: nn.Module, state: dict[str, Tensor], *, positions: s
     * ``positions`` (the position table's key) is cut when the model is shorter than the checkpoint.
     * The dictionary must be the one that the embeddings were trained with.
 
-    Raises MuppetError for another dictionary, or a model longer or wider than the checkpoint.
+    Raises MuppetError for another dictionary, a model longer than the checkpoint, or one of other sizes.
     """
     own = model.state_dict()
     _check_dictionary(own, state)
     _fit_positions(own, state, positions)
     _fit_heads(own, state, reuse_heads=reuse_heads)
+    choose = "choose the --arch (and its sizes) that the checkpoint was made with"
     for key, value in state.items():
         if key in own and own[key].shape != value.shape:
             raise MuppetError(
-                f"the checkpoint's {key} has shape {tuple(value.shape)}, the model's {tuple(own[key].shape)}: "
-                "choose the --arch (and its sizes) that the checkpoint was made with"
+                f"the checkpoint's {key} has shape {tuple(value.shape)}, the model's {tuple(own[key].shape)}: {choose}"
             )
+    lacking, unused = own.keys() - state, state.keys() - own
+    if lacking:
+        raise MuppetError(f"the model has {min(lacking)}, which the checkpoint lacks: {choose}")
+    # with --encoder-layers-to-keep fairseq drops the other layers after this
+    if unused and not getattr(model.args, "encoder_layers_to_keep", None):
+        raise MuppetError(f"the checkpoint has {min(unused)}, which the model lacks: {choose}")
 
 
 def _check_dictionary(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:

@@ -97,12 +97,13 @@ class MuppetRobertaModel(FairseqEncoderModel):
         )
 
 
-def roberta_arguments(args: Namespace) -> None:
-    args.layer_norm_eps = getattr(args, "layer_norm_eps", None) or 1e-5
-    args.pooler_dropout = getattr(args, "pooler_dropout", None) or 0.0
+def roberta_arguments(args: Namespace, layer_norm_eps: float = 1e-5) -> None:
+    """Complete the model's arguments: RoBERTa's defaults where nothing is set."""
+    args.layer_norm_eps = getattr(args, "layer_norm_eps", layer_norm_eps)
     base_architecture(args)
 
 
+@register_model_architecture("muppet_roberta", "muppet_roberta")
 @register_model_architecture("muppet_roberta", "muppet_roberta_base")
 def muppet_roberta_base(args: Namespace) -> None:
     roberta_arguments(args)
@@ -110,8 +111,8 @@ def muppet_roberta_base(args: Namespace) -> None:
 
 @register_model_architecture("muppet_roberta", "muppet_roberta_large")
 def muppet_roberta_large(args: Namespace) -> None:
-    args.layer_norm_eps = getattr(args, "layer_norm_eps", None) or 1e-5
     roberta_large_architecture(args)
+    roberta_arguments(args)
 
 
 def _set_size(args: Namespace, layers: int, dim: int, heads: int) -> None:
@@ -125,8 +126,7 @@ def _set_size(args: Namespace, layers: int, dim: int, heads: int) -> None:
 def muppet_minilm(args: Namespace) -> None:
     """all-MiniLM-L6 (6 layers x 384), a BERT layout: the encoder of the quickstart."""
     _set_size(args, layers=6, dim=384, heads=12)
-    args.layer_norm_eps = getattr(args, "layer_norm_eps", None) or 1e-12
-    roberta_arguments(args)
+    roberta_arguments(args, layer_norm_eps=1e-12)
 
 
 @register_model_architecture("muppet_roberta", "muppet_roberta_tiny")

@@ -143,6 +143,11 @@ class MuppetTask(FairseqTask):
         owner: dict[str, DatasetSpec] = {}
         for spec in self.specs:
             name, module = FAMILIES[spec.family].head(spec, dim, dropout)
+            if hasattr(nn.ModuleDict, name):
+                raise MuppetError(
+                    f"the dataset {spec.name} has a head {name!r}, a name that PyTorch's modules use themselves; "
+                    "give it another 'head' in the suite"
+                )
             names.append(name)
             if name not in modules:
                 modules[name], owner[name] = module, spec
