@@ -40,14 +40,14 @@ say "pre-finetuning: one epoch, $SUB_BATCHES sub-batches an update, $WORKERS wor
 PRE=$RUNS/pre_finetuning
 (( SUB_BATCHES % WORKERS == 0 )) || fail "WORKERS=$WORKERS does not divide $SUB_BATCHES; set WORKERS to 1, 2, 4 or 8"
 PLAN=(muppet plan "$DATA" --suite "$HERE/pre_finetuning.yaml" --max-positions 128 --window-overlap 32
-  --max-tokens 512 --workers "$WORKERS" --update-freq $((SUB_BATCHES / WORKERS)))
+  --max-tokens 640 --workers "$WORKERS" --update-freq $((SUB_BATCHES / WORKERS)))
 "${PLAN[@]}"
 UPDATES=$("${PLAN[@]}" --json | python -c 'import json, sys; print(json.load(sys.stdin)["updates"])')
 if [ ! -f "$PRE/finished" ]; then
   mkdir -p "$PRE"
   TRAIN=(fairseq-train "$DATA" "${COMMON[@]}" --suite "$HERE/pre_finetuning.yaml"
     --finetune-from-model "$ENCODER/model.pt" --save-dir "$PRE" --log-interval 10
-    --max-tokens 512 --update-freq $((SUB_BATCHES / WORKERS)) --max-update "$UPDATES" --lr 2e-4
+    --max-tokens 640 --update-freq $((SUB_BATCHES / WORKERS)) --max-update "$UPDATES" --lr 2e-4
     --warmup-updates $((UPDATES / 10)) --total-num-update "$UPDATES" --save-interval-updates 30
     --keep-interval-updates 1 --disable-validation --seed 1)
   # fairseq on CPUs with several workers: torchrun starts them, gloo joins them
