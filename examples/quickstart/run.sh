@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The method on real data in about a quarter of an hour on two CPU cores:
-#   1. import a real pre-trained encoder, 2. prepare real datasets, 3. pre-finetune on 12 of them,
+#   1. import a real pre-trained encoder, 2. prepare real datasets, 3. pre-finetune on 11 of them,
 #   4. fine-tune the encoder and the pre-finetuned encoder on four, 5. compare.
 # What is finished is kept: an interrupted run goes on, a second one only prints the report. To start anew,
 # delete runs/quickstart. Needs fairseq-train, muppet and this repository's preprocess: 'make quickstart' has them.
