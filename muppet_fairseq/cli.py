@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 
 from muppet_fairseq import hf, plan, report
@@ -12,6 +13,8 @@ COMMANDS = {"plan": plan, "import-hf": hf, "report": report}
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``muppet COMMAND ...``. Every command is a module with ``add_arguments(parser)`` and ``run(args)``."""
+    # importing fairseq lets every library log its debugging messages
+    logging.getLogger().setLevel(logging.WARNING)
     parser = argparse.ArgumentParser(prog="muppet", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
