@@ -22,7 +22,8 @@ def allow_checkpoint_types() -> None:
     fairseq's checkpoints hold the model's arguments as a Namespace and, in some meters, numpy scalars. Both are
     plain data; everything else stays refused.
     """
-    numpy_types = [np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32)), type(np.dtype(np.int64))]
+    codes = np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"
+    numpy_types = {np.dtype, *(type(np.dtype(code)) for code in codes)}
     scalar = np.float64(0).__reduce__()[0]
     # numpy 2 moved it; checkpoints keep the name of the numpy that wrote them
     names = [(scalar, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]

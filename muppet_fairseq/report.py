@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -65,7 +66,8 @@ def last_logged(log: Path, tag: str) -> dict[str, Any]:
 
     Raises MuppetError when there is none.
     """
-    found = re.findall(rf"\| {tag} \| (\{{.*\}})$", log.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text = log.read_text(encoding="utf-8") if log.exists() else ""
+    found = re.findall(rf"\| {tag} \| (\{{.*\}})$", text, flags=re.MULTILINE)
     if not found:
         raise MuppetError(
             f"{log} has no line of {tag!r}: the run did not get there; delete its folder and run it again"
@@ -76,14 +78,14 @@ def last_logged(log: Path, tag: str) -> dict[str, Any]:
 def collect(runs: Path) -> list[Comparison]:
     """Read all finished runs, kept-out datasets first. Raises MuppetError where there is nothing to compare."""
     by_name: dict[str, Comparison] = {}
-    for path in sorted(runs.glob("fine_tuning/*/*/*/run.json")):
-        made = json.loads(path.read_text(encoding="utf-8"))
-        valid = last_logged(path.with_name("train.log"), "valid")
-        metric = next(key for key, value in valid.items() if _is_main(key, value, valid, made["dataset"]))
-        comparison = by_name.setdefault(
-            made["dataset"], Comparison(made["dataset"], made["seen"], metric.rpartition("_")[2])
-        )
-        comparison.scores[made["start"]][made["seed"]] = 100 * float(valid["valid_score"])
+    for name, start, seed in _started(runs):
+        folder = _folder(runs, name, start, seed)
+        if not (folder / "run.json").exists():
+            continue
+        valid = last_logged(folder / "train.log", "valid")
+        metric = _main_metric(valid, name, folder / "train.log")
+        comparison = by_name.setdefault(name, Comparison(name, _seen(folder / "run.json"), metric))
+        comparison.scores[start][seed] = 100 * float(valid["valid_score"])
         comparison.test_examples = int(float(valid["valid_examples"]))
     compared = [comparison for comparison in by_name.values() if comparison.seeds]
     if not compared:
@@ -91,8 +93,41 @@ def collect(runs: Path) -> list[Comparison]:
     return sorted(compared, key=lambda comparison: (comparison.seen, comparison.name))
 
 
-def _is_main(key: str, value: Any, valid: dict[str, Any], dataset: str) -> bool:
-    return key.startswith(f"valid_{dataset}_") and not key.endswith("_loss") and value == valid["valid_score"]
+def _started(runs: Path) -> list[tuple[str, str, int]]:
+    """Dataset, start and seed of every run that has a folder."""
+    parts = (path.parts[-3:] for path in runs.glob("fine_tuning/*/*/*"))
+    return sorted((name, start, int(seed)) for name, start, seed in parts if start in STARTS and seed.isdigit())
+
+
+def _folder(runs: Path, name: str, start: str, seed: int) -> Path:
+    return runs / "fine_tuning" / name / start / str(seed)
+
+
+def _seen(run: Path) -> bool:
+    try:
+        return bool(json.loads(run.read_text(encoding="utf-8"))["seen"])
+    except (ValueError, KeyError, TypeError):
+        raise MuppetError(f"{run} does not say what was run; delete its folder and run it again") from None
+
+
+def _main_metric(valid: dict[str, Any], dataset: str, log: Path) -> str:
+    """The first metric of the dataset that is the score."""
+    prefix, score = f"valid_{dataset}_", valid.get("valid_score")
+    for key, value in valid.items():
+        if key.startswith(prefix) and not key.endswith("_loss") and value == score:
+            return key.removeprefix(prefix)
+    raise MuppetError(f"{log} has no score of {dataset}; delete its folder and run it again")
+
+
+def missing_runs(runs: Path) -> list[str]:
+    """``DATASET/START/SEED`` of what has not finished: every dataset is expected with every seed from both starts."""
+    started = _started(runs)
+    names, seeds = sorted({name for name, _, _ in started}), sorted({seed for _, _, seed in started})
+    return [
+        f"{name}/{start}/{seed}"
+        for name, start, seed in itertools.product(names, STARTS, seeds)
+        if not (_folder(runs, name, start, seed) / "run.json").exists()
+    ]
 
 
 def describe(runs: Path, comparisons: Sequence[Comparison]) -> dict[str, Any]:
@@ -115,6 +150,7 @@ def describe(runs: Path, comparisons: Sequence[Comparison]) -> dict[str, Any]:
             for c in comparisons
         },
         **{key: round(float(np.mean(gains)), 3) for key, gains in groups.items()},
+        "missing": missing_runs(runs),
         "pre_finetuning": _pre_finetuning(pre) if pre.exists() else None,
         "versions": {
             "python": platform.python_version(),
@@ -147,6 +183,8 @@ def markdown(described: dict[str, Any], comparisons: Sequence[Comparison]) -> st
     seeds = sorted({len(c.seeds) for c in comparisons})
     lines += ["", f"Mean and standard deviation over {' or '.join(map(str, seeds))} seeds, in percent. "]
     lines[-1] += '"Test set allows": 95% half-width that the number of test examples alone leaves to each mean.'
+    if described["missing"]:
+        lines += ["", f"Missing, so that no mean of the dataset has the seed: {', '.join(described['missing'])}."]
     lines += ["", *_in_words(described, comparisons), ""]
     pre = described["pre_finetuning"]
     if pre:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from muppet_fairseq.data.tokenizer import Tokenizer
+from muppet_fairseq.tasks.muppet import MuppetTask, MuppetTaskConfig
 from preprocess.binarize import binarize
 from preprocess.convert import Account, Split
 from preprocess.download import PackageFile
@@ -102,6 +103,14 @@ def options(data: Path, save_dir: Path, *more: str, suite: str = ",".join(NAMES)
         *("--cpu", "--num-workers", "0", "--no-epoch-checkpoints", "--save-dir", str(save_dir), "--log-format", "json"),
         *("--log-interval", "1", *more),
     ]
+
+
+def open_task(data: Path, suite: str | Path, **changes: Any) -> MuppetTask:
+    """The task over this suite, in this process; a new run, unless ``changes`` to the configuration say otherwise."""
+    values = {"save_dir": str(data / "no_run"), "restore_file": "checkpoint_last.pt", "reset_optimizer": False}
+    values |= {"finetune_from_model": None, "train_subset": "train", "update_freq": [1], "seed": 1}
+    values |= {"max_positions": 32, "window_overlap": 8}
+    return MuppetTask.setup_task(MuppetTaskConfig(data=str(data), suite=str(suite), **(values | changes)))
 
 
 def train(arguments: list[str], *, workers: int = 1, trace: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -47,6 +47,8 @@ class MRCDataset(FamilyDataset):
         new_passage = data.scalars("new_passage")
         data.require_equal_lengths(input0=self.question, answers=self.answers, new_passage=new_passage)
         data.require_equal_lengths(input1=self.passage, offsets=self.offsets)
+        if not training:
+            data.require_equal_lengths(input0=self.question, raw=data.ints("raw"))
         self.passage_of = np.cumsum(new_passage == 1, dtype=np.int64) - 1
         passage_sizes = self.passage.sizes.astype(np.int64) - 1  # without </s>
         self._check(new_passage, passage_sizes)

@@ -1,0 +1,134 @@
+"""``muppet plan``: its figures are those of the sub-batches that training would see."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from muppet_fairseq import cli
+from muppet_fairseq.data.multitask import MultitaskDataset
+from muppet_fairseq.tasks.muppet import MuppetTask
+from tests.toy_suite import NAMES, ROOT, open_task
+
+ALL = ",".join(NAMES)
+KEYS = {"examples", "sub_batches", "updates", "distinct_datasets_mean", "distinct_datasets_min"}
+KEYS |= {"worker_cost_mean_over_max", "share", "planning_seconds"}
+
+
+def arguments(data: Path, suite: str | Path = ALL, **options: Any) -> list[str]:
+    options = {"suite": suite, "max_positions": 32, "window_overlap": 8} | options
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return ["plan", str(data), *words]
+
+
+def brute_force(data: Path, suite: str | Path, workers: int, update_freq: int, max_tokens: int, **options: Any) -> dict:
+    """The same figures from the batches that each worker's own iterator yields, put together one by one."""
+    task: MuppetTask = open_task(data, suite, update_freq=[update_freq], **options)
+    task.load_dataset("train")
+    dataset: MultitaskDataset = task.datasets["train"]
+    rounds: list[list[list]] = []  # [worker][update][round]: a sub-batch, or nothing
+    for worker in range(workers):
+        task.dataset_to_epoch_iter.clear()
+        iterator = task.get_batch_iterator(dataset, max_tokens, seed=1, num_shards=workers, shard_id=worker)
+        mine = [[dataset[i] for i in sub_batch] for sub_batch in iterator.ordered_batches(1, False, True)]
+        rounds.append([mine[i : i + update_freq] for i in range(0, len(mine), update_freq)])
+    updates = list(zip(*rounds, strict=True))  # [update][worker][round]
+    full = [update for update in updates if all(len(own) == update_freq and all(own) for own in update)] or updates
+
+    def cost(sub_batch: list) -> int:
+        return dataset.collater(sub_batch)["net_input"]["src_tokens"].numel() if sub_batch else 0
+
+    costs = [[sum(map(cost, own)) for own in update] for update in full]
+    sub_batches = [sub_batch for update in updates for own in update for sub_batch in own if sub_batch]
+    share = Counter(task.specs[sub_batch[0][0]].name for sub_batch in sub_batches)
+    distinct = [len({sub_batch[0][0] for own in update for sub_batch in own if sub_batch}) for update in full]
+    return {
+        "examples": sum(len(sub_batch) for sub_batch in sub_batches),
+        "sub_batches": len(sub_batches),
+        "updates": len(updates),
+        "distinct_datasets_mean": statistics.mean(distinct),
+        "distinct_datasets_min": min(distinct),
+        "worker_cost_mean_over_max": statistics.mean(statistics.mean(c) / max(c) for c in costs),
+        "share": {spec.name: share[spec.name] / len(sub_batches) for spec in task.specs},
+    }
+
+
+def expect_equal(figures: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert set(figures) == KEYS
+    assert 0 <= figures.pop("planning_seconds") < 60
+    assert 0 < figures["worker_cost_mean_over_max"] <= 1
+    assert sum(figures["share"].values()) == pytest.approx(1)
+    assert figures.pop("share") == pytest.approx(expected.pop("share"))
+    assert figures == pytest.approx(expected)
+
+
+def test_the_command_prints_json(data):
+    """The paper's update of 64 sub-batches, which the toy data do not fill."""
+    size = {"workers": 64, "update_freq": 1, "max_tokens": 4400}
+    options = arguments(data, **size, batching="batch_heterogeneous")
+    command = [sys.executable, "-m", "muppet_fairseq.cli", *options, "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["updates"] == 1
+    assert figures["distinct_datasets_min"] == 4
+    expect_equal(figures, brute_force(data, ALL, **size))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"workers": 4, "update_freq": 2, "max_tokens": 128},
+        {"workers": 3, "update_freq": 3, "max_tokens": 160, "batching": "batch_homogeneous"},
+        {"workers": 1, "update_freq": 8, "max_tokens": 128, "batching": "dataset_homogeneous"},
+        {"workers": 2, "update_freq": 2, "max_tokens": 128, "max_positions": 20, "window_overlap": 2},
+    ],
+)
+def test_figures_are_those_of_the_workers_batches(data, capsys, options):
+    cli.main([*arguments(data, **options), "--json"])
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["updates"] > 4
+    expect_equal(figures, brute_force(data, ALL, **options))
+
+
+def test_sampling_overrides_and_batch_size(data, tmp_path, capsys):
+    """The suite's ``examples`` counts, ``--sampling`` shifts the shares, ``--batch-size`` limits examples."""
+    suite = tmp_path / "suite.yaml"
+    suite.write_text("- {name: animals, examples: 40}\n- pairs\n")
+    cli.main([*arguments(data, suite, max_tokens=128), "--json"])
+    natural = json.loads(capsys.readouterr().out)
+    assert natural["examples"] == 40 + 61
+    cli.main([*arguments(data, suite, batch_size=1, sampling="uniform"), "--json"])
+    uniform = json.loads(capsys.readouterr().out)
+    assert uniform["sub_batches"] == uniform["examples"] == 40 + 61
+    assert sorted(uniform["share"].values()) == pytest.approx([50 / 101, 51 / 101])
+    cli.main([*arguments(data, suite, batch_size=1, sampling="temperature", sampling_temperature=2), "--json"])
+    counts = {"animals": 40**0.5, "pairs": 61**0.5}
+    expected = {name: count / sum(counts.values()) for name, count in counts.items()}
+    assert json.loads(capsys.readouterr().out)["share"] == pytest.approx(expected, abs=1 / 101)
+
+
+def test_the_table(data, capsys):
+    """Every figure by name, then the shares, the largest first."""
+    options = {"workers": 4, "update_freq": 2, "max_tokens": 128}
+    cli.main([*arguments(data, **options), "--json"])
+    figures = json.loads(capsys.readouterr().out)
+    cli.main(arguments(data, **options))
+    lines = capsys.readouterr().out.splitlines()
+    table, shares = lines[: lines.index("")], lines[lines.index("") + 2 :]
+    rows = dict(line.rsplit(maxsplit=1) for line in table)
+    assert set(rows) == {key.replace("_", " ") for key in KEYS - {"share"}}
+    for key in KEYS - {"share", "planning_seconds"}:
+        assert float(rows[key.replace("_", " ")].replace(",", "")) == pytest.approx(figures[key], rel=1e-5), key
+    shown = {name: float(share.rstrip("%")) / 100 for name, share in (line.split() for line in shares)}
+    assert list(shown.values()) == sorted(shown.values(), reverse=True)
+    assert shown == pytest.approx(figures["share"], abs=5e-5)
