@@ -18,7 +18,7 @@ SCORES = {
     "quotes": {"base": {1: 0.3, 2: 0.35, 3: 0.31}, "pre_finetuned": {1: 0.29, 2: 0.3, 3: 0.3}},
     "fables": {"base": {1: 0.8, 2: 0.81, 3: 0.82}, "pre_finetuned": {1: 0.81, 2: 0.8, 3: 0.83}},
 }
-SEEN = {"riddles": True, "quotes": False, "fables": False}
+SEEN = {"riddles": False, "quotes": False, "fables": True}
 METRIC = {"riddles": "accuracy", "quotes": "macro_f1", "fables": "accuracy"}
 EXAMPLES = {"riddles": 400, "quotes": 150, "fables": 60}
 
@@ -76,7 +76,7 @@ def cells(page: str) -> dict[str, list[str]]:
 
 def test_means_gains_and_spreads_are_numpys(runs, capsys):
     described, page = reported(runs, capsys)
-    assert list(described["datasets"]) == ["fables", "quotes", "riddles"]  # kept out, then seen
+    assert list(described["datasets"]) == ["quotes", "riddles", "fables"]  # kept out, then seen
     for name, values in described["datasets"].items():
         assert values["base"] == pytest.approx(of(name, "base"))
         assert values["pre_finetuned"] == pytest.approx(of(name, "pre_finetuned"))
@@ -84,13 +84,13 @@ def test_means_gains_and_spreads_are_numpys(runs, capsys):
         assert (values["seen"], values["metric"], values["seeds"]) == (SEEN[name], METRIC[name], [1, 2, 3])
         assert values["test_examples"] == EXAMPLES[name]
     assert described["mean_gain"] == pytest.approx(np.mean([gain_of(name) for name in SCORES]), abs=5e-4)
-    assert described["mean_gain_seen"] == pytest.approx(gain_of("riddles"), abs=5e-4)
-    assert described["mean_gain_kept_out"] == pytest.approx((gain_of("quotes") + gain_of("fables")) / 2, abs=5e-4)
+    assert described["mean_gain_seen"] == pytest.approx(gain_of("fables"), abs=5e-4)
+    assert described["mean_gain_kept_out"] == pytest.approx((gain_of("quotes") + gain_of("riddles")) / 2, abs=5e-4)
     assert described["missing"] == []
     assert described["pre_finetuning"] is None
 
     table = cells(page)
-    assert list(table) == ["fables", "quotes", "riddles"]
+    assert list(table) == ["quotes", "riddles", "fables"]
     for name, (seen, metric, base, tuned, gain, allows) in table.items():
         assert (seen, metric) == ("seen" if SEEN[name] else "kept out", METRIC[name])
         for start, shown in (("base", base), ("pre_finetuned", tuned)):
@@ -105,7 +105,7 @@ def test_the_words_name_what_was_lost_and_what_is_within_the_noise(runs, capsys)
     mean = np.mean([gain_of(name) for name in SCORES])
     assert f"gained {mean:+.1f} points on the average of 3 datasets; it gained on 2 of them." in page
     assert f"It lost on quotes ({gain_of('quotes'):+.1f})." in page
-    assert "Too small for these test sets to tell from nothing: fables, quotes." in page
+    assert "Too small for these test sets to tell from nothing: quotes, fables." in page
     assert "Mean and standard deviation over 3 seeds" in page
     assert "Missing" not in page
 
@@ -134,7 +134,7 @@ def test_runs_that_are_missing_are_left_out_and_named(runs, capsys):
         *("riddles/base/10", "riddles/pre_finetuned/3", "riddles/pre_finetuned/10"),
     ]
     assert f"Missing, so that no mean of the dataset has the seed: {', '.join(described['missing'])}." in page
-    assert list(described["datasets"]) == ["fables", "riddles"]
+    assert list(described["datasets"]) == ["riddles", "fables"]
     fables, riddles = described["datasets"]["fables"], described["datasets"]["riddles"]
     assert (fables["seeds"], riddles["seeds"]) == ([1, 2, 3], [1, 2])
     assert fables["base"] == pytest.approx(of("fables", "base"))
@@ -151,7 +151,7 @@ def test_one_seed_has_no_spread(tmp_path, capsys):
         write_run(tmp_path, "riddles", start, 7, SCORES["riddles"][start][1])
     described, page = reported(tmp_path, capsys)
     assert cells(page)["riddles"][2] == "50.0 ± 0.0"
-    assert "mean_gain_kept_out" not in described
+    assert "mean_gain_seen" not in described
 
 
 def test_pre_finetuning_is_described(runs, capsys):
