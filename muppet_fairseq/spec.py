@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,6 @@ class DatasetSpec:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"labels": list(self.labels)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> DatasetSpec:
-        known = {field.name for field in fields(cls)}
-        return cls(**{k: tuple(v) if k == "labels" else v for k, v in values.items() if k in known})
 
 
 def read_dataset_json(folder: Path) -> dict[str, Any]:
