@@ -9,7 +9,8 @@ cd "$(dirname "$0")/../.."
 
 RUNS=${RUNS:-runs/quickstart}
 DATA=${DATA:-data-bin/quickstart}
-WORKERS=${WORKERS:-$(nproc)}      # processes: workers of pre-finetuning, then fine-tunings at a time
+# processes: workers of pre-finetuning, then fine-tunings at a time; as many as there are cores, up to 8
+WORKERS=${WORKERS:-$(c=$(nproc); echo $((c >= 8 ? 8 : c >= 4 ? 4 : c >= 2 ? 2 : 1)))}
 SEEDS=${SEEDS:-"1 2 3"}
 HERE=examples/quickstart
 ENCODER=$RUNS/encoder

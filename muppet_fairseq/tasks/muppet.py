@@ -219,11 +219,10 @@ class MuppetTask(FairseqTask):
         plan: Callable[[int, int], BatchSchedule] = partial(
             self.plan, dataset, SubBatchLimits(max_tokens, max_sentences), seed
         )
-        update_freq = self.cfg.update_freq if dataset.training else [1]
         iterator = ScheduleIterator(
             dataset,
             plan,
-            update_freq=update_freq if isinstance(update_freq, (list, tuple)) else list(update_freq),
+            update_freq=self.cfg.update_freq if dataset.training else [1],
             companion=self.running_losses if dataset.training else None,
             collate_fn=dataset.collater,
             num_shards=num_shards,
