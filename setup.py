@@ -12,6 +12,7 @@ REQUIRES = [
     "PyYAML>=6.0",  # suites
     "omegaconf>=2.1",  # fairseq's configurations
     "tqdm>=4.60",  # progress
+    "scipy>=1.11.2",  # correlations; the first with wheels for Python 3.12
     "matplotlib>=3.8",  # plots of reports and benchmarks
     "tensorboardX>=2.6",  # fairseq's --tensorboard-logdir
     "rouge-score>=0.1.2",  # ROUGE of the summarization family

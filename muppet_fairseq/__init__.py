@@ -5,4 +5,5 @@ from muppet_fairseq import compat, errors
 compat.apply()
 errors.report_without_traceback()
 
-from muppet_fairseq.criterions import muppet as _criterion  # noqa: E402, F401 - registers the criterion
+# registers the criterions
+from muppet_fairseq.criterions import muppet_r3f as _criterions  # noqa: E402, F401

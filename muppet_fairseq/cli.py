@@ -6,9 +6,9 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from muppet_fairseq import hf, plan, report
+from muppet_fairseq import evaluate, hf, plan, release, report
 
-COMMANDS = {"plan": plan, "import-hf": hf, "report": report}
+COMMANDS = {"plan": plan, "import-hf": hf, "evaluate": evaluate, "release": release, "report": report}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -60,6 +60,8 @@ def silence_known_warnings() -> None:
     """ve-fairseq 0.12.3 pins memory without a GPU and calls autocast by its old name, once a step (torch >= 2.4)."""
     warnings.filterwarnings("ignore", message=".*'pin_memory' argument is set as true.*")
     warnings.filterwarnings("ignore", message=".*torch.cuda.amp.*", category=FutureWarning)
+    # its decoder gives attention a float mask for the future and a bool one for padding
+    warnings.filterwarnings("ignore", message=".*mismatched key_padding_mask.*")
     # fairseq calls Hydra in its 1.0 way; Hydra says so in ten lines at every start
     warnings.filterwarnings("ignore", module="hydra.*")
     warnings.filterwarnings("ignore", message=r"\s*'config' is validated against ConfigStore schema.*")

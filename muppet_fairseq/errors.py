@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
+from collections.abc import Iterable
 from types import TracebackType
 
 
@@ -31,6 +33,12 @@ def sentence_of(error: BaseException | None) -> str | None:
             return str(error)
         error = error.__cause__ or error.__context__
     return None
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the nearest of ``words``, or nothing."""
+    match = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f" (did you mean {match[0]!r}?)" if match else ""
 
 
 def report_without_traceback() -> None:

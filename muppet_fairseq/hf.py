@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import os
 import pickle
 import shutil
 import tempfile
@@ -35,6 +34,7 @@ from torch import Tensor
 
 from muppet_fairseq.data.tokenizer import symbols_sha256
 from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.files import new_folder
 from muppet_fairseq.hf_tokenizer import (
     FAIRSEQ_PAD,
     GPT2_FILES,
@@ -43,7 +43,7 @@ from muppet_fairseq.hf_tokenizer import (
     read_json,
     read_vocabulary,
 )
-from muppet_fairseq.models.checkpoint import DICTIONARY_KEY
+from muppet_fairseq.models.checkpoint import DICTIONARY_KEY, packed
 from muppet_fairseq.packages import default_cache, fetch_package
 
 #: Hugging Face's names of activation functions: fairseq's names of the same functions
@@ -379,22 +379,6 @@ def _fairseq_state(tensors: dict[str, Tensor], config: EncoderConfig, vocabulary
     return state | {DICTIONARY_KEY: torch.tensor(list(digest), dtype=torch.uint8)}
 
 
-def _checkpoint(config: EncoderConfig, state: dict[str, Tensor]) -> dict[str, Any]:
-    """Return what fairseq's ``checkpoint_utils`` and trainer read: plain values and tensors only.
-
-    The task is stock ``masked_lm``, the simplest that builds the dictionary of a RoBERTa from ``data``.
-    """
-    task = {"_name": "masked_lm", "data": ".", "tokens_per_sample": config.max_positions, "seed": 1}
-    return {
-        "args": None,
-        "cfg": {"task": task, "model": config.fairseq_options()},
-        "model": state,
-        "optimizer_history": [{"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}],
-        "last_optimizer_state": None,
-        "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
-    }
-
-
 def _finished(out: Path, tokenizer_type: str, record: dict[str, Any]) -> bool:
     """Whether ``out`` is a complete import of the files that ``record`` names."""
     if not all((out / name).is_file() for name in (*OUT_FILES[tokenizer_type], RECORD)):
@@ -427,32 +411,18 @@ def _write(
     record: dict[str, Any],
     force: bool,
 ) -> None:
-    """Write the folder under a temporary name beside ``out``, then give it its name."""
-    target = out.resolve()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    replaced = target.with_name(f".{target.name}.{os.getpid()}.old")
-    try:
-        temporary.mkdir(parents=True)
-        torch.save(_checkpoint(config, state), temporary / "model.pt")
-        contents = {
-            "config.json": json.dumps({"type": vocabulary.tokenizer_type}).encode(),
-            "dict.txt": vocabulary.dictionary(),
-            RECORD: json.dumps(record, indent=1).encode(),
-            **vocabulary.files,
-        }
+    # stock masked_lm is the simplest task that builds the dictionary of a RoBERTa from ``data``
+    task = {"_name": "masked_lm", "data": ".", "tokens_per_sample": config.max_positions, "seed": 1}
+    contents = {
+        "config.json": json.dumps({"type": vocabulary.tokenizer_type}).encode(),
+        "dict.txt": vocabulary.dictionary(),
+        RECORD: json.dumps(record, indent=1).encode(),
+        **vocabulary.files,
+    }
+    with new_folder(out, replace=force) as folder:
+        torch.save(packed(task, config.fairseq_options(), state), folder / "model.pt")
         for name, content in contents.items():
-            (temporary / name).write_bytes(content)
-        if force and target.exists():
-            os.replace(target, replaced)
-        os.replace(temporary, target)
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError for a full disk
-        if replaced.exists() and not target.exists():
-            os.replace(replaced, target)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise MuppetError(f"cannot write {out} ({reason}); name another folder") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+            (folder / name).write_bytes(content)
 
 
 def _sha256(path: Path) -> str:

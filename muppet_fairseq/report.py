@@ -11,13 +11,14 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.files import write_text
+from muppet_fairseq.provenance import versions
 
 STARTS = ("base", "pre_finetuned")
 
@@ -55,8 +56,8 @@ def run(args: argparse.Namespace) -> None:
     described = describe(args.runs, comparisons)
     draw(comparisons, args.runs / "gains.png")
     text = markdown(described, comparisons)
-    _write(args.runs / "report.json", json.dumps(described, indent=2) + "\n")
-    _write(args.runs / "report.md", text)
+    write_text(args.runs / "report.json", json.dumps(described, indent=2) + "\n")
+    write_text(args.runs / "report.md", text)
     print(text)
     print(f"written: {args.runs / 'report.md'}, {args.runs / 'report.json'}, {args.runs / 'gains.png'}")
 
@@ -152,10 +153,7 @@ def describe(runs: Path, comparisons: Sequence[Comparison]) -> dict[str, Any]:
         **{key: round(float(np.mean(gains)), 3) for key, gains in groups.items()},
         "missing": missing_runs(runs),
         "pre_finetuning": _pre_finetuning(pre) if pre.exists() else None,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("muppet_fairseq", "torch", "ve-fairseq", "numpy")},
-        },
+        "versions": versions(),
         "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}",
     }
 
@@ -192,8 +190,8 @@ def markdown(described: dict[str, Any], comparisons: Sequence[Comparison]) -> st
             f"Pre-finetuning: {pre['updates']} updates in {pre['seconds']:.0f} s, mean scaled loss of its last epoch "
             f"{pre['final_loss']:.3f} (uniform predictions cost 1)."
         )
-    versions = ", ".join(f"{name} {number}" for name, number in described["versions"].items())
-    lines.append(f"Made with {versions} on {described['hardware']}.")
+    made_with = ", ".join(f"{name} {number}" for name, number in described["versions"].items())
+    lines.append(f"Made with {made_with} on {described['hardware']}.")
     return "\n".join(lines) + "\n"
 
 
@@ -252,10 +250,4 @@ def draw(comparisons: Sequence[Comparison], path: Path) -> None:
     temporary = path.with_suffix(".partial.png")
     figure.savefig(temporary, dpi=150)
     pyplot.close(figure)
-    os.replace(temporary, path)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

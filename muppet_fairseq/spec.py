@@ -26,6 +26,10 @@ class DatasetSpec:
     examples: int | None = None
     partition: int = 1
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DatasetSpec:
+        return cls(**values | {"labels": tuple(values["labels"])})
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"labels": list(self.labels)}
 

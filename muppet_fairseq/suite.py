@@ -12,26 +12,19 @@ A suite file is a list. An entry is a dataset's name, or a mapping with override
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.errors import MuppetError, nearest
 from muppet_fairseq.families import FAMILIES
 from muppet_fairseq.spec import DatasetSpec, read_dataset_json
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-
-
-def nearest(word: str, words: Iterable[str]) -> str:
-    """Return `` (did you mean 'x'?)`` for the nearest of ``words``, or nothing."""
-    match = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return f" (did you mean {match[0]!r}?)" if match else ""
 
 
 @dataclass(frozen=True)

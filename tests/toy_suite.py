@@ -1,4 +1,4 @@
-"""A data-bin of four small learnable datasets in three families, and real ``fairseq-train`` processes on it."""
+"""A data-bin of small learnable datasets, one or two a family, and real ``fairseq-train`` processes on it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ from tests.toy_data import write_bert_tokenizer
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("dog", "cat", "cow", "fox", "hen", "owl", "pig", "rat")
+#: the suite of most tests, and all that a model with a decoder can pre-finetune on
 NAMES = ("animals", "pairs", "choices", "spans")
+BART_NAMES = (*NAMES, "summaries")
 
 
 def write_data_bin(folder: Path) -> Path:
-    """Binarise the toy datasets: ``animals`` and ``pairs`` (classification), ``choices``, ``spans``."""
+    """Binarise the toy datasets: ``animals`` and ``pairs`` (classification), ``choices``, ``spans``, ``summaries``
+    and ``counts`` (regression)."""
     tokenizer = Tokenizer.load(write_bert_tokenizer(folder / "tokenizer", words=(*WORDS, "the", "is", "who")))
     out = folder / "data-bin"
     out.mkdir()
@@ -71,13 +74,25 @@ def _span(rng: random.Random) -> dict[str, Any]:
     return {"question": "who is", "passage": passage, "answers": [answer]}
 
 
+def _summary(rng: random.Random) -> dict[str, Any]:
+    words = rng.choices(WORDS, k=rng.randint(3, 20))
+    return {"source": " ".join(words), "target": " ".join(["the", words[0], "is", words[-1]][: rng.randint(2, 4)])}
+
+
+def _count(rng: random.Random) -> dict[str, Any]:
+    words = rng.choices(WORDS, k=rng.randint(2, 9))
+    return {"inputs": [" ".join(words)], "label": words.count("dog") + 0.25 * words.count("cat")}
+
+
 _DATASETS = {
     "animals": ("classification", ("0", "1"), "f1", _animal),
     "pairs": ("classification", ("same", "other", "none"), "accuracy", _pair),
     "choices": ("commonsense", (), "accuracy", _choice),
     "spans": ("mrc", (), "squad", _span),
+    "summaries": ("summarization", (), "rouge1", _summary),
+    "counts": ("regression", (), "pearson", _count),
 }
-_TRAIN = {"animals": 150, "pairs": 61, "choices": 90, "spans": 45}
+_TRAIN = {"animals": 150, "pairs": 61, "choices": 90, "spans": 45, "summaries": 60, "counts": 70}
 
 
 def _entry(name: str, family: str, labels: tuple[str, ...], metric: str) -> Entry:
@@ -85,7 +100,7 @@ def _entry(name: str, family: str, labels: tuple[str, ...], metric: str) -> Entr
         name=name,
         family=family,
         source=PackageFile("toy==1.0", "0" * 64, ("toy.jsonl",)),
-        fields={"inputs": ["text"] if name == "animals" else ["premise", "hypothesis"]},
+        fields={"inputs": ["text"] if name in ("animals", "counts") else ["premise", "hypothesis"]},
         splits=HeldOut(0.25),
         labels=labels,
         metric=metric,

@@ -9,8 +9,9 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from torch import Tensor, nn
 
 from muppet_fairseq.criterions.statistics import StatisticsLayout
+from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families import FAMILIES
-from muppet_fairseq.families.base import Sample
+from muppet_fairseq.families.base import Family, Sample
 
 LOSS_SCALINGS = ("log", "none", "size", "inverse")
 
@@ -24,6 +25,9 @@ class MuppetCriterionConfig(FairseqDataclass):
             "dataset's size, or by the inverse of the dataset's running training loss (Section 3.3)"
         },
     )
+    label_smoothing: float = field(
+        default=0.1, metadata={"help": "share of a generated token's target spread evenly over the vocabulary"}
+    )
 
 
 @register_criterion("muppet", dataclass=MuppetCriterionConfig)
@@ -35,16 +39,17 @@ class MuppetCriterion(FairseqCriterion):
     every worker, so that no step exchanges pickled dictionaries, and nothing here waits for the device.
     """
 
-    def __init__(self, task: Any, loss_scaling: str) -> None:
+    def __init__(self, task: Any, loss_scaling: str, label_smoothing: float) -> None:
         super().__init__(task)
-        self.loss_scaling = loss_scaling
+        if not 0 <= label_smoothing < 1:
+            raise MuppetError(f"--label-smoothing is {label_smoothing}; give a share from 0 to below 1")
+        self.loss_scaling, self.label_smoothing = loss_scaling, label_smoothing
         self.layout: StatisticsLayout = task.statistics_layout
 
     def forward(self, model: nn.Module, sample: Sample) -> tuple[Tensor, int, dict[str, Any]]:
         spec = self.task.specs[sample["dataset"]]
         family = FAMILIES[spec.family]
-        logits = family.logits(model, sample, self.task.heads[sample["dataset"]])
-        losses = family.loss(logits, sample["target"])
+        logits, losses, further = self.predict(family, model, sample)
         loss = (losses * self.weights(family.num_predictions(logits, sample), sample["dataset"])).mean()
         with torch.no_grad():
             statistics = self.layout.row(
@@ -53,15 +58,13 @@ class MuppetCriterion(FairseqCriterion):
                 scaled_loss=loss,
                 counts=family.statistics(logits, sample, spec),
             )
-        return (
-            loss,
-            1,
-            {
-                "statistics": statistics,
-                "ntokens": sample["ntokens"],
-                "nsentences": sample["nsentences"],
-            },
-        )
+        log = {"statistics": statistics, "ntokens": sample["ntokens"], "nsentences": sample["nsentences"]}
+        return loss, 1, log | further
+
+    def predict(self, family: Family, model: nn.Module, sample: Sample) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return the logits, the unscaled loss of each example ``[B]``, and what else is to be logged."""
+        logits = family.logits(model, sample, self.task.heads[sample["dataset"]])
+        return logits, family.loss(logits, sample, self.label_smoothing), {}
 
     def weights(self, num_predictions: Tensor, dataset: int) -> Tensor:
         """The factor of each example's loss, ``[B]``, by ``--loss-scaling``.

@@ -37,6 +37,10 @@ class StatisticsLayout:
         vector[self.slices[dataset]] = torch.cat([common, counts.float()])
         return vector
 
+    def counts(self, vector: Tensor, dataset: int) -> Tensor:
+        """The counts of ``dataset`` in a vector: a view."""
+        return vector[self.slices[dataset]][len(_COMMON) :]
+
     def losses(self, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Sub-batches, and sums of their mean loss and scaled loss: each ``[datasets]``."""
         common = np.stack([vector[part][: len(_COMMON)] for part in self.slices])

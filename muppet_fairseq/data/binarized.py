@@ -21,6 +21,21 @@ _LABEL_OFFSET = Dictionary().nspecial
 #: how an .idx begins: magic, version, type of the items, number of items; then 12 bytes an item
 _INDEX_HEADER = struct.Struct("<9sQBQ")
 
+#: streams that lie as fairseq's ``translation`` reads them with ``--source-lang source --target-lang target``
+_LANGUAGES = ("source", "target")
+
+
+def stream_path(folder: Path, stream: str, split: str) -> Path:
+    """Return where one split of a stream lies in a dataset's folder, without the suffix of its files."""
+    if stream in _LANGUAGES:
+        return folder / f"{split}.{'-'.join(_LANGUAGES)}.{stream}"
+    return folder / stream / split
+
+
+def dictionary_path(folder: Path, stream: str) -> Path:
+    """Return where the dictionary of a stream of tokens or labels lies in a dataset's folder."""
+    return folder / f"dict.{stream}.txt" if stream in _LANGUAGES else folder / stream / "dict.txt"
+
 
 class IndexedInts:
     """Sequences of integers in fairseq's memory-mapped format; item ``i`` is an int64 array."""
@@ -73,6 +88,15 @@ def _check_files_of(path: Path) -> int:
     raise MuppetError(f"{index} is truncated or no index of fairseq's mmap format; prepare the dataset again")
 
 
+def _float32(text: str) -> np.float32:
+    """The number that a line holds; nan if it holds none, an infinity if the number is too large."""
+    try:
+        with np.errstate(over="ignore"):
+            return np.float32(float(text))
+    except ValueError:
+        return np.float32("nan")
+
+
 class BinarizedSplit:
     """One split of one dataset. ``spec.examples`` is not applied here: this is what is on the disk.
 
@@ -100,7 +124,8 @@ class BinarizedSplit:
         again = "it is truncated or from another run; prepare the dataset again"
         for name, file in self.meta["files"].items():
             path = self.folder / name
-            if path.stem != self.split:
+            # train.bin, train.label and train.source-target.source.bin belong to the split train
+            if path.name.partition(".")[0] != self.split:
                 continue
             if not path.is_file():
                 raise MuppetError(f"{path} is missing; prepare the dataset again")
@@ -108,7 +133,8 @@ class BinarizedSplit:
                 raise MuppetError(f"{path} has {path.stat().st_size} bytes instead of {file['bytes']}: {again}")
 
     def path(self, stream: str) -> Path:
-        return self.folder / stream / self.split
+        """Where the stream lies, without the suffix of its files."""
+        return stream_path(self.folder, stream, self.split)
 
     @cache  # noqa: B019 - a handful of streams, and both die together
     def _indexed(self, stream: str) -> IndexedInts:
@@ -141,6 +167,28 @@ class BinarizedSplit:
         if not np.all(stream.sizes == 2):
             raise MuppetError(f"{self.path('label')}.idx: a label is not one symbol; prepare the dataset again")
         return stream.flat().reshape(-1, 2)[:, 0].astype(np.int64) - _LABEL_OFFSET
+
+    def values(self) -> np.ndarray:
+        """Numbers, float32 ``[examples]``, from the ``label`` file of fairseq's ``--regression-target``.
+
+        Raises MuppetError for a file that is missing or cut off, and for a line that is no finite float32.
+        """
+        path = self.path("label").with_name(f"{self.split}.label")
+        try:
+            text = path.read_text(encoding="ascii", errors="replace")
+        except OSError as error:
+            raise MuppetError(f"{path} cannot be read ({error.strerror}); prepare the dataset again") from None
+        if not text.endswith("\n"):
+            raise MuppetError(f"{path} is cut off: its last line does not end; prepare the dataset again")
+        lines = text.removesuffix("\n").split("\n")
+        values = np.array([_float32(line) for line in lines], dtype=np.float32)
+        wrong = np.flatnonzero(~np.isfinite(values))
+        if len(wrong):
+            raise MuppetError(
+                f"{path}: line {wrong[0] + 1} is {lines[wrong[0]][:60]!r}, which is no finite number of 32 bits; "
+                "prepare the dataset again"
+            )
+        return values
 
     def raw(self, index: int) -> dict[str, Any]:
         """The example as preprocessing read it (kept for every split but ``train``)."""

@@ -55,6 +55,8 @@ class Tokenizer:
         self.sha256 = _fingerprint(folder, kind)
         self._backend = backend
         self._index_of = _dictionary_indices(folder, kind, backend, dictionary)
+        self._id_of = np.zeros(len(dictionary), dtype=np.intp)
+        self._id_of[self._index_of] = np.arange(len(self._index_of))
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -86,6 +88,10 @@ class Tokenizer:
         """Encode texts to dictionary indices with ``</s>`` at the end, int32 ``[tokens + 1]`` each."""
         batch = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [self.with_eos(self._ids(encoded.ids)) for encoded in batch]
+
+    def decode(self, indices: Sequence[int]) -> str:
+        """Turn dictionary indices ``[n]``, special tokens left out, back into a text."""
+        return self._backend.decode(self._id_of[np.asarray(indices, dtype=np.intp)].tolist()).strip()
 
     def with_eos(self, ids: np.ndarray) -> np.ndarray:
         """Return ``ids`` ``[n]`` followed by ``</s>``, ``[n + 1]``."""
@@ -154,6 +160,8 @@ def _bert(folder: Path) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     backend.no_truncation()
     backend.no_padding()
+    if backend.decoder is None:
+        backend.decoder = tokenizers.decoders.WordPiece()
     return backend
 
 
@@ -163,6 +171,7 @@ def _gpt2(folder: Path) -> tokenizers.Tokenizer:
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     # takes the blank before a word out of its token's offsets, as the span of an answer needs it
     backend.post_processor = tokenizers.processors.ByteLevel(add_prefix_space=False, trim_offsets=True)
+    backend.decoder = tokenizers.decoders.ByteLevel()
     return backend
 
 

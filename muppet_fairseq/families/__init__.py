@@ -4,5 +4,9 @@ from muppet_fairseq.families.base import Family
 from muppet_fairseq.families.classification import Classification
 from muppet_fairseq.families.commonsense import Commonsense
 from muppet_fairseq.families.mrc import MRC
+from muppet_fairseq.families.regression import Regression
+from muppet_fairseq.families.summarization import Summarization
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (Classification(), Commonsense(), MRC())}
+_ALL = (Classification(), Commonsense(), MRC(), Summarization(), Regression())
+
+FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}

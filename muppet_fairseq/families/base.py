@@ -4,13 +4,15 @@ A family is one file beside this one. It says, for one kind of supervised task, 
 (:meth:`Family.streams`, :meth:`Family.encode`), how it is laid out for the encoder
 (:class:`FamilyDataset`), which head predicts (:meth:`Family.head`), what is minimised
 (:meth:`Family.loss`), over how many predictions that loss ranges (:meth:`Family.num_predictions`, the
-``n(i)`` of MUPPET's Eq. 1) and how success is counted (:meth:`Family.statistics`, :meth:`Family.metrics`).
+``n(i)`` of MUPPET's Eq. 1), how success is counted while training (:meth:`Family.statistics`,
+:meth:`Family.metrics`), and what is predicted and how that is judged afterwards (:meth:`Family.predict`,
+:meth:`Family.evaluate`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.r3f import symmetric_kl
 
 if TYPE_CHECKING:
     from muppet_fairseq.data.binarized import BinarizedSplit
     from muppet_fairseq.data.tokenizer import Tokenizer
+    from muppet_fairseq.generation import Generator
     from muppet_fairseq.spec import DatasetSpec
 
 Sample = dict[str, Any]
@@ -87,13 +91,7 @@ class FamilyDataset(ABC):
     def collate(self, examples: list[dict[str, Any]]) -> Sample:
         """Merge examples into a sample; every row of every example is one line of ``src_tokens``."""
         rows = [row for example in examples for row in example["rows"]]
-        src_tokens = pad_rows(rows, self.layout.pad)
-        lowest, highest = src_tokens.min(), src_tokens.max()
-        if lowest < 0 or highest >= self.layout.vocabulary:
-            raise MuppetError(
-                f"{self.data.folder}: it holds token {int(lowest if lowest < 0 else highest)}, but the dictionary "
-                f"has only {self.layout.vocabulary} entries; run 'python -m preprocess check' on the data"
-            )
+        src_tokens = self.padded(rows)
         sample: Sample = {
             "id": torch.tensor([example["id"] for example in examples]),
             "nsentences": len(examples),
@@ -102,6 +100,17 @@ class FamilyDataset(ABC):
         }
         sample.update(self.targets(examples, src_tokens))
         return sample
+
+    def padded(self, rows: Sequence[np.ndarray]) -> Tensor:
+        """Stack rows of tokens into ``[rows, T]``. Raises MuppetError for a token that the dictionary lacks."""
+        tokens = pad_rows(rows, self.layout.pad)
+        lowest, highest = tokens.min(), tokens.max()
+        if lowest < 0 or highest >= self.layout.vocabulary:
+            raise MuppetError(
+                f"{self.data.folder}: it holds token {int(lowest if lowest < 0 else highest)}, but the dictionary "
+                f"has only {self.layout.vocabulary} entries; run 'python -m preprocess check' on the data"
+            )
+        return tokens
 
     def join(self, first: np.ndarray, second: np.ndarray | None = None) -> np.ndarray:
         """Lay out ``<s> first </s>`` or, as RoBERTa does for pairs, ``<s> first </s> </s> second </s>``.
@@ -155,6 +164,10 @@ class Family(ABC):
     name: str
     #: the metrics a dataset of this family may name; the first is the default
     metric_names: tuple[str, ...]
+    #: the raw example's key that holds what is to be predicted
+    gold: str
+    #: whether it needs a decoder that writes text (BART's)
+    generates = False
 
     # -- preprocessing ------------------------------------------------------------------------------
 
@@ -163,7 +176,8 @@ class Family(ABC):
         """Return what is stored for a dataset: stream name to kind.
 
         Kinds: ``tokens`` (a text's token ids and ``</s>``), ``ints`` (an int32 sequence), ``scalar`` (one
-        int32) and ``label`` (a class, as fairseq's ``sentence_prediction`` reads it).
+        int32), ``label`` (a class, as fairseq's ``sentence_prediction`` reads it) and ``value`` (a number, as
+        its ``--regression-target``).
         """
 
     @abstractmethod
@@ -185,16 +199,20 @@ class Family(ABC):
         """Return the name and module of the head that predicts ``spec``, or None where there is none."""
 
     @abstractmethod
-    def logits(self, model: nn.Module, sample: Sample, head: str) -> Tensor:
-        """Return predictions ``[B, n]`` or ``[B, n, k]``; ``-inf`` marks what is no candidate."""
+    def logits(self, model: Callable[..., Tensor], sample: Sample, head: str | None) -> Tensor:
+        """Return predictions, ``[B, n]`` or ``[B, n, k]``; ``-inf`` marks what is no candidate."""
 
     @abstractmethod
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the unscaled loss of each example, float32 ``[B]``."""
+    def loss(self, logits: Tensor, sample: Sample, label_smoothing: float) -> Tensor:
+        """Return the unscaled loss of each example, float32 ``[B]``; only generation smooths its labels."""
 
     @abstractmethod
     def num_predictions(self, logits: Tensor, sample: Sample) -> Tensor:
         """Return ``n(i)`` for each example, float32 ``[B]``: if all predictions are equal, loss = log n(i)."""
+
+    def divergence(self, clean: Tensor, noised: Tensor, sample: Sample) -> Tensor:
+        """Return R3F's symmetric divergence of two predictions (:meth:`logits`) of each example, float32 ``[B]``."""
+        return symmetric_kl(clean, noised, dim=1)
 
     @abstractmethod
     def num_statistics(self, spec: DatasetSpec) -> int:
@@ -206,4 +224,23 @@ class Family(ABC):
 
     @abstractmethod
     def metrics(self, statistics: np.ndarray, spec: DatasetSpec) -> dict[str, float]:
-        """Turn summed statistics of at least one example into metrics in [0, 1], main metric first."""
+        """Turn summed statistics of at least one example into metrics, main metric first, best value 1."""
+
+    # -- prediction ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def predict(
+        self,
+        model: nn.Module,
+        sample: Sample,
+        spec: DatasetSpec,
+        head: str | None,
+        generator: Generator | None,
+    ) -> list[dict[str, Any]]:
+        """Return what the model says of each example of a sample that is not for training, as JSON values."""
+
+    @abstractmethod
+    def evaluate(
+        self, predictions: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]], spec: DatasetSpec
+    ) -> dict[str, float]:
+        """Judge predictions (:meth:`predict`) of raw examples by the dataset's metric, which comes first."""

@@ -1,8 +1,13 @@
-"""Classification: a sentence or a pair of sentences and one of C classes; one head per dataset (§3.5)."""
+"""Classification: a sentence or a pair of sentences and one of C classes; one head per dataset (§3.5).
+
+The metric ``multirc`` is SuperGLUE's for MultiRC, whose examples are candidate answers and name their question in
+``question``: F1 of the right answers, and the share of questions all of whose answers are judged right.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,44 +17,68 @@ from torch.nn import functional as F
 
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families.base import Family, FamilyDataset, Layout, Sample
-from muppet_fairseq.metrics.confusion import CONFUSION_METRICS
+from muppet_fairseq.metrics.confusion import CONFUSION_METRICS, f1
+from muppet_fairseq.metrics.multirc import question_exact_match
 from muppet_fairseq.models.heads import SentenceHead
 
 if TYPE_CHECKING:
     from muppet_fairseq.data.binarized import BinarizedSplit
     from muppet_fairseq.data.tokenizer import Tokenizer
+    from muppet_fairseq.generation import Generator
     from muppet_fairseq.spec import DatasetSpec
 
 
-class ClassificationDataset(FamilyDataset):
-    """``<s> input0 </s>`` or ``<s> input0 </s> </s> input1 </s>``, and a class index."""
+class SentencePairDataset(FamilyDataset):
+    """``<s> input0 </s>`` or ``<s> input0 </s> </s> input1 </s>``, and what belongs to it."""
 
     def __init__(self, data: BinarizedSplit, layout: Layout) -> None:
         super().__init__(data, layout)
         self.input0 = data.tokens("input0")
         self.input1 = data.tokens("input1") if data.spec.num_inputs == 2 else None
-        self.labels = data.labels()
+        self.labels = self.read_labels()
         data.require_equal_lengths(input0=self.input0, input1=self.input1, label=self.labels)
         sizes1 = None if self.input1 is None else self.input1.sizes
         self.lengths = self.joined_length(self.input0.sizes, sizes1)
         self.rows = np.ones(len(self.lengths), dtype=np.int32)
         self.example_of = np.arange(len(self.lengths))
 
+    @abstractmethod
+    def read_labels(self) -> np.ndarray:
+        """Return the gold label of each example, ``[examples]``."""
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         second = None if self.input1 is None else self.input1[index]
-        row = self.join(self.input0[index], second)
-        return {"id": index, "rows": [row], "label": int(self.labels[index])}
+        return {"id": index, "rows": [self.join(self.input0[index], second)], "label": self.labels[index].item()}
 
     def targets(self, examples: list[dict[str, Any]], src_tokens: Tensor) -> Sample:
         return {"target": torch.tensor([example["label"] for example in examples])}
 
 
+def input_streams(num_inputs: int) -> dict[str, str]:
+    """The streams of one or two input texts."""
+    return {f"input{i}": "tokens" for i in range(num_inputs)}
+
+
+def encode_inputs(examples: list[dict[str, Any]], tokenizer: Tokenizer) -> dict[str, list]:
+    """Encode the texts of each example for :func:`input_streams`."""
+    texts = zip(*(example["inputs"] for example in examples), strict=True)
+    return {f"input{i}": tokenizer.encode_with_eos(column) for i, column in enumerate(texts)}
+
+
+class ClassificationDataset(SentencePairDataset):
+    """A text or a pair, and a class index."""
+
+    def read_labels(self) -> np.ndarray:
+        return self.data.labels()
+
+
 class Classification(Family):
     name = "classification"
-    metric_names = tuple(CONFUSION_METRICS)
+    gold = "label"
+    metric_names = (*CONFUSION_METRICS, "multirc")
 
     def streams(self, num_inputs: int) -> dict[str, str]:
-        return {f"input{i}": "tokens" for i in range(num_inputs)} | {"label": "label"}
+        return input_streams(num_inputs) | {"label": "label"}
 
     def check(self, example: dict[str, Any], labels: Sequence[str]) -> str | None:
         if not any(text.strip() for text in example["inputs"]):
@@ -59,10 +88,7 @@ class Classification(Family):
         return None
 
     def encode(self, examples: list[dict[str, Any]], tokenizer: Tokenizer, labels: Sequence[str]) -> dict[str, list]:
-        record: dict[str, list] = {"label": [labels.index(example["label"]) for example in examples]}
-        for i in range(len(examples[0]["inputs"])):
-            record[f"input{i}"] = tokenizer.encode_with_eos([example["inputs"][i] for example in examples])
-        return record
+        return encode_inputs(examples, tokenizer) | {"label": [labels.index(example["label"]) for example in examples]}
 
     def dataset(self, data: BinarizedSplit, layout: Layout, *, training: bool) -> ClassificationDataset:
         dataset = ClassificationDataset(data, layout)
@@ -78,11 +104,11 @@ class Classification(Family):
     def head(self, spec: DatasetSpec, dim: int, dropout: float) -> tuple[str, nn.Module]:
         return spec.head or spec.name, SentenceHead(dim, len(spec.labels), dropout)
 
-    def logits(self, model: nn.Module, sample: Sample, head: str) -> Tensor:
+    def logits(self, model: Callable[..., Tensor], sample: Sample, head: str | None) -> Tensor:
         return model(**sample["net_input"], head=head)
 
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), target, reduction="none")
+    def loss(self, logits: Tensor, sample: Sample, label_smoothing: float) -> Tensor:
+        return F.cross_entropy(logits.float(), sample["target"], reduction="none")
 
     def num_predictions(self, logits: Tensor, sample: Sample) -> Tensor:
         return torch.full(logits.shape[:1], float(logits.shape[1]), device=logits.device)
@@ -99,6 +125,40 @@ class Classification(Family):
 
     def metrics(self, statistics: np.ndarray, spec: DatasetSpec) -> dict[str, float]:
         classes = len(spec.labels)
-        confusion = statistics.reshape(classes, classes)
-        names = dict.fromkeys([spec.metric, "accuracy"])
-        return {name: CONFUSION_METRICS[name](confusion) for name in names}
+        return _confusion_metrics(statistics.reshape(classes, classes), spec)
+
+    def predict(
+        self,
+        model: nn.Module,
+        sample: Sample,
+        spec: DatasetSpec,
+        head: str | None,
+        generator: Generator | None,
+    ) -> list[dict[str, Any]]:
+        shares = self.logits(model, sample, head).float().softmax(dim=1)
+        best = shares.argmax(dim=1).tolist()
+        return [
+            {"label": spec.labels[label], "probabilities": dict(zip(spec.labels, row, strict=True))}
+            for label, row in zip(best, shares.tolist(), strict=True)
+        ]
+
+    def evaluate(
+        self, predictions: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]], spec: DatasetSpec
+    ) -> dict[str, float]:
+        classes = len(spec.labels)
+        confusion = np.zeros((classes, classes), dtype=np.int64)
+        for prediction, example in zip(predictions, examples, strict=True):
+            confusion[spec.labels.index(example["label"]), spec.labels.index(prediction["label"])] += 1
+        metrics = _confusion_metrics(confusion, spec)
+        if spec.metric == "multirc":
+            right = [p["label"] == e["label"] for p, e in zip(predictions, examples, strict=True)]
+            metrics["em"] = question_exact_match([example["question"] for example in examples], right)
+        return metrics
+
+
+def _confusion_metrics(confusion: np.ndarray, spec: DatasetSpec) -> dict[str, float]:
+    if spec.metric == "multirc":
+        main = {"f1a": f1(confusion)}
+    else:
+        main = {spec.metric: CONFUSION_METRICS[spec.metric](confusion)}
+    return main | {"accuracy": CONFUSION_METRICS["accuracy"](confusion)}

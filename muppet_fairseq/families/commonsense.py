@@ -7,7 +7,7 @@ so they go through the encoder in one forward pass, whatever their number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from muppet_fairseq.models.heads import SentenceHead
 if TYPE_CHECKING:
     from muppet_fairseq.data.binarized import BinarizedSplit
     from muppet_fairseq.data.tokenizer import Tokenizer
+    from muppet_fairseq.generation import Generator
     from muppet_fairseq.spec import DatasetSpec
 
 
@@ -78,6 +79,7 @@ class CommonsenseDataset(FamilyDataset):
 
 class Commonsense(Family):
     name = "commonsense"
+    gold = "answer"
     metric_names = ("accuracy",)
 
     def streams(self, num_inputs: int) -> dict[str, str]:
@@ -105,14 +107,14 @@ class Commonsense(Family):
     def head(self, spec: DatasetSpec, dim: int, dropout: float) -> tuple[str, nn.Module]:
         return spec.head or self.name, SentenceHead(dim, 1, dropout)
 
-    def logits(self, model: nn.Module, sample: Sample, head: str) -> Tensor:
+    def logits(self, model: Callable[..., Tensor], sample: Sample, head: str | None) -> Tensor:
         scores = model(**sample["net_input"], head=head).squeeze(1)
         is_choice = sample["is_choice"]
         logits = scores.new_full((is_choice.numel(),), float("-inf"))
         return logits.index_copy(0, sample["cell"], scores).view(is_choice.shape)
 
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), target, reduction="none")
+    def loss(self, logits: Tensor, sample: Sample, label_smoothing: float) -> Tensor:
+        return F.cross_entropy(logits.float(), sample["target"], reduction="none")
 
     def num_predictions(self, logits: Tensor, sample: Sample) -> Tensor:
         return sample["is_choice"].sum(dim=1).float()
@@ -127,3 +129,25 @@ class Commonsense(Family):
 
     def metrics(self, statistics: np.ndarray, spec: DatasetSpec) -> dict[str, float]:
         return {"accuracy": float(statistics[0] / statistics[1])}
+
+    def predict(
+        self,
+        model: nn.Module,
+        sample: Sample,
+        spec: DatasetSpec,
+        head: str | None,
+        generator: Generator | None,
+    ) -> list[dict[str, Any]]:
+        logits = self.logits(model, sample, head).float()
+        shares = logits.softmax(dim=1).tolist()
+        counts, best = sample["is_choice"].sum(dim=1).tolist(), logits.argmax(dim=1).tolist()
+        return [
+            {"choice": choice, "probabilities": row[:count]}
+            for choice, row, count in zip(best, shares, counts, strict=True)
+        ]
+
+    def evaluate(
+        self, predictions: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]], spec: DatasetSpec
+    ) -> dict[str, float]:
+        right = [p["choice"] == e["answer"] for p, e in zip(predictions, examples, strict=True)]
+        return {"accuracy": float(np.mean(right))}

@@ -2,13 +2,15 @@
 
 A passage that does not fit into one row is read in overlapping windows. When training, each window is an
 example of its own, whose target is the first gold answer that lies wholly inside, or ``<s>`` (position 0) where
-none does. When evaluating, all windows of a passage stay together, and the best span over them is the answer.
+none does. When evaluating, all windows of a passage stay together, and the best span over them is the answer; of
+ReCoRD's examples, which list ``entities``, the best entity.
 The candidates of start and end are ``<s>`` and the passage's tokens: ``n(i)`` is their number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,10 +22,12 @@ from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families.base import Family, FamilyDataset, Layout, Sample
 from muppet_fairseq.metrics.squad import exact_match_and_f1
 from muppet_fairseq.models.heads import SpanHead
+from muppet_fairseq.r3f import symmetric_kl
 
 if TYPE_CHECKING:
     from muppet_fairseq.data.binarized import BinarizedSplit
     from muppet_fairseq.data.tokenizer import Tokenizer
+    from muppet_fairseq.generation import Generator
     from muppet_fairseq.spec import DatasetSpec
 
 #: as in BERT's SQuAD fine-tuning: longer questions are cut, longer answers are not predicted (tokens)
@@ -129,6 +133,7 @@ class MRCDataset(FamilyDataset):
             raw = self.data.raw(example)
             item["passage"] = raw["passage"]
             item["golds"] = [answer["text"] for answer in raw["answers"]]
+            item["entities"] = raw.get("entities", [])
             item["offsets"] = self.offsets[self.passage_of[example]].reshape(-1, 2)
         return item
 
@@ -142,15 +147,17 @@ class MRCDataset(FamilyDataset):
             "candidates": in_passage | (position == 0),
         }
         if not self.training:
-            keys = ("starts", "passage", "golds", "offsets")
+            keys = ("starts", "passage", "golds", "entities", "offsets")
             sample["passages"] = [{key: example[key] for key in keys} for example in examples]
         return sample
 
 
 class MRC(Family):
     name = "mrc"
-    #: ``squad``: every question has an answer (SQuAD 1.1); ``squad_v2``: the empty answer is one, too
-    metric_names = ("squad", "squad_v2")
+    gold = "answers"
+    #: ``squad``: every question has an answer (SQuAD 1.1); ``squad_v2``: the empty answer is one, too; ``record``:
+    #: as ``squad``, the answer is one of the passage's entities
+    metric_names = ("squad", "squad_v2", "record")
 
     def streams(self, num_inputs: int) -> dict[str, str]:
         streams = {"input0": "tokens", "input1": "tokens"}
@@ -160,12 +167,13 @@ class MRC(Family):
         passage = example["passage"]
         if not passage.strip():
             return "its passage is empty"
-        for answer in example["answers"]:
-            start, text = answer["start"], answer["text"]
-            if not text.strip():
-                return "one of its answers is empty"
-            if start < 0 or passage[start : start + len(text)] != text:
-                return f"its passage does not have the answer {text[:40]!r} at character {start}"
+        for what, spans in (("answer", example["answers"]), ("entity", example.get("entities", []))):
+            for span in spans:
+                start, text = span["start"], span["text"]
+                if not text.strip():
+                    return f"an {what} of it is empty"
+                if start < 0 or passage[start : start + len(text)] != text:
+                    return f"its passage does not have the {what} {text[:40]!r} at character {start}"
         return None
 
     def encode(self, examples: list[dict[str, Any]], tokenizer: Tokenizer, labels: Sequence[str]) -> dict[str, list]:
@@ -191,17 +199,21 @@ class MRC(Family):
     def head(self, spec: DatasetSpec, dim: int, dropout: float) -> tuple[str, nn.Module]:
         return spec.head or self.name, SpanHead(dim, dropout)
 
-    def logits(self, model: nn.Module, sample: Sample, head: str) -> Tensor:
+    def logits(self, model: Callable[..., Tensor], sample: Sample, head: str | None) -> Tensor:
         """``[B, T, 2]``: scores of each position as the start and as the end."""
         scores = model(**sample["net_input"], head=head)
         return scores.masked_fill(~sample["candidates"].unsqueeze(2), float("-inf"))
 
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, sample: Sample, label_smoothing: float) -> Tensor:
         """Mean of the start's and the end's cross entropy, so that the uniform prediction costs log n(i)."""
-        return F.cross_entropy(logits.float(), target, reduction="none").mean(dim=1)
+        return F.cross_entropy(logits.float(), sample["target"], reduction="none").mean(dim=1)
 
     def num_predictions(self, logits: Tensor, sample: Sample) -> Tensor:
         return sample["candidates"].sum(dim=1).float()
+
+    def divergence(self, clean: Tensor, noised: Tensor, sample: Sample) -> Tensor:
+        """Mean of the start's and the end's, as the loss."""
+        return symmetric_kl(clean, noised, dim=1).mean(dim=1)
 
     def num_statistics(self, spec: DatasetSpec) -> int:
         return 3
@@ -212,13 +224,36 @@ class MRC(Family):
         if "passages" not in sample:
             return _token_statistics(logits, sample["target"])
         answers = best_answers(logits, sample, allow_empty=spec.metric == "squad_v2")
-        golds = [passage["golds"] for passage in sample["passages"]]
-        scores = [exact_match_and_f1(a["text"], g) for a, g in zip(answers, golds, strict=True)]
-        return torch.tensor([*np.sum(scores, axis=0), len(scores)], device=logits.device)
+        scores = _scores([answer["text"] for answer in answers], [p["golds"] for p in sample["passages"]], spec)
+        return torch.tensor([*scores.sum(axis=0), len(scores)], device=logits.device)
 
     def metrics(self, statistics: np.ndarray, spec: DatasetSpec) -> dict[str, float]:
         exact, f1, count = statistics
         return {"f1": float(f1 / count), "em": float(exact / count)}
+
+    def predict(
+        self,
+        model: nn.Module,
+        sample: Sample,
+        spec: DatasetSpec,
+        head: str | None,
+        generator: Generator | None,
+    ) -> list[dict[str, Any]]:
+        return best_answers(self.logits(model, sample, head), sample, allow_empty=spec.metric == "squad_v2")
+
+    def evaluate(
+        self, predictions: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]], spec: DatasetSpec
+    ) -> dict[str, float]:
+        golds = [[answer["text"] for answer in example["answers"]] for example in examples]
+        scores = _scores([prediction["text"] for prediction in predictions], golds, spec)
+        return self.metrics(np.array([*scores.sum(axis=0), len(scores)]), spec)
+
+
+def _scores(texts: Sequence[str], golds: Sequence[Sequence[str]], spec: DatasetSpec) -> np.ndarray:
+    """Exact match and F1 of each answer text, ``[B, 2]``."""
+    unanswerable = spec.metric == "squad_v2"
+    scores = [exact_match_and_f1(text, g, unanswerable=unanswerable) for text, g in zip(texts, golds, strict=True)]
+    return np.array(scores)
 
 
 def token_span(offsets: np.ndarray, answer: dict[str, Any]) -> tuple[int, int]:
@@ -234,7 +269,7 @@ def token_span(offsets: np.ndarray, answer: dict[str, Any]) -> tuple[int, int]:
 
 def best_answers(logits: Tensor, sample: Sample, *, allow_empty: bool) -> list[dict[str, Any]]:
     """Return for each example the best span over its windows: ``text``, ``start``, ``end`` (characters of
-    the passage) and ``score`` (sum of the two logits).
+    the passage) and ``score`` (sum of the two logits). Where a passage lists ``entities``, it is the best of those.
 
     With ``allow_empty`` the empty answer is returned where ``<s>`` scores higher than every span, in every
     window.
@@ -246,6 +281,9 @@ def best_answers(logits: Tensor, sample: Sample, *, allow_empty: bool) -> list[d
     for passage in sample["passages"]:
         rows = range(row, row + len(passage["starts"]))
         row = rows.stop
+        if passage["entities"]:
+            answers.append(_best_entity(logits[rows.start : rows.stop], passage))
+            continue
         best = max(rows, key=scores.__getitem__)
         if allow_empty and min(nulls[r] for r in rows) > scores[best]:
             answers.append({"text": "", "start": 0, "end": 0, "score": min(nulls[r] for r in rows)})
@@ -256,6 +294,23 @@ def best_answers(logits: Tensor, sample: Sample, *, allow_empty: bool) -> list[d
         end = int(passage["offsets"][ends[best] + shift, 1])
         answers.append({"text": passage["passage"][start:end], "start": start, "end": end, "score": scores[best]})
     return answers
+
+
+def _best_entity(logits: Tensor, passage: dict[str, Any]) -> dict[str, Any]:
+    """The entity whose first and last token score highest in a window (``logits`` ``[windows, T, 2]``) with both."""
+    best: dict[str, Any] = {"score": -math.inf}
+    for entity in passage["entities"]:
+        first, last = token_span(passage["offsets"], entity)
+        for window, (first_position, first_token) in zip(logits, passage["starts"], strict=True):
+            shift = first_position - first_token
+            if first < first_token or last + shift >= len(window):
+                continue
+            score = float(window[first + shift, 0] + window[last + shift, 1])
+            if score > best["score"]:
+                end = entity["start"] + len(entity["text"])
+                best = {"text": entity["text"], "start": entity["start"], "end": end, "score": score}
+    # an entity longer than the windows' overlap may be whole in none
+    return best if "text" in best else {"text": "", "start": 0, "end": 0, "score": -math.inf}
 
 
 def _best_spans(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,1 +1,1 @@
-"""Metrics that no well-kept library computes from summable counts or from spans."""
+"""Metrics: a library's where a well-kept one has them, under the settings of published numbers."""

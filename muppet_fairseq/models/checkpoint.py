@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.models.heads import NORMALIZED, PLAIN, SpectralNorm
 
 logger = logging.getLogger(__name__)
 
@@ -14,19 +17,44 @@ logger = logging.getLogger(__name__)
 DICTIONARY_KEY = "dictionary_sha256"
 
 
-def adapt_state_dict(model: nn.Module, state: dict[str, Tensor], *, positions: str, reuse_heads: bool) -> None:
+def packed(
+    task: dict[str, Any], model: dict[str, Any], state: dict[str, Tensor], task_state: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What fairseq's ``checkpoint_utils`` and trainer read, without a run's own state: plain values and tensors only.
+
+    Args:
+        task, model: options, each with ``_name``.
+        state: the model's tensors.
+        task_state: what the task keeps.
+    """
+    return {
+        "args": None,
+        "cfg": {"task": task, "model": model},
+        "model": state,
+        "optimizer_history": [{"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}],
+        "last_optimizer_state": None,
+        "task_state": task_state or {},
+        "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
+    }
+
+
+def adapt_state_dict(
+    model: nn.Module, state: dict[str, Tensor], *, positions: Sequence[str], reuse_heads: bool
+) -> None:
     """Change ``state`` in place so that it loads strictly into ``model``.
 
     * Heads: those of the model are taken from the checkpoint when ``reuse_heads`` and the shapes agree, else
-      they start fresh; heads that the model lacks are left out. Both are logged.
-    * ``positions`` (the position table's key) is cut when the model is shorter than the checkpoint.
+      they start fresh; heads that the model lacks are left out. Both are logged. A spectrally normalised head
+      loads into a plain one, and the other way round.
+    * ``positions`` (the position tables' keys) are cut when the model is shorter than the checkpoint.
     * The dictionary must be the one that the embeddings were trained with.
 
     Raises MuppetError for another dictionary, a model longer than the checkpoint, or one of other sizes.
     """
     own = model.state_dict()
     _check_dictionary(own, state)
-    _fit_positions(own, state, positions)
+    for key in positions:
+        _fit_positions(own, state, key)
     _fit_heads(own, state, reuse_heads=reuse_heads)
     choose = "choose the --arch (and its sizes) that the checkpoint was made with"
     for key, value in state.items():
@@ -64,7 +92,18 @@ def _fit_positions(own: dict[str, Tensor], state: dict[str, Tensor], key: str) -
     state[key] = state[key][:want]
 
 
+def _fit_normalization(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Rename the heads' projections as the model has them; what was normalised stays so in a plain model."""
+    for key in [key for key in state if key.startswith("heads.")]:
+        for theirs, ours in ((PLAIN, NORMALIZED), (NORMALIZED, PLAIN)):
+            renamed = key.removesuffix(theirs) + ours
+            if key.endswith(theirs) and renamed in own:
+                weight = state.pop(key)
+                state[renamed] = SpectralNorm()(weight) if ours == PLAIN else weight
+
+
 def _fit_heads(own: dict[str, Tensor], state: dict[str, Tensor], *, reuse_heads: bool) -> None:
+    _fit_normalization(own, state)
     names = {key.split(".")[1] for key in own if key.startswith("heads.")}
     reused, fresh = [], []
     for name in sorted(names):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 
 class SentenceHead(nn.Module):
@@ -36,3 +38,37 @@ class SpanHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return self.out_proj(self.dropout(features))
+
+
+class SpectralNorm(nn.Module):
+    """Divides a matrix ``[n, D]`` of few rows by its largest singular value.
+
+    That value is the root of the largest eigenvalue of the Gram matrix ``[n, n]``. Its 4,096th power, by repeated
+    squaring, is the projector onto the top eigenspace for all that float32 can tell: without state, so that every
+    worker and every later load sees the same weights, and without waiting for the device.
+    """
+
+    SQUARINGS = 12
+
+    def forward(self, weight: Tensor) -> Tensor:
+        gram = weight.float() @ weight.float().T
+        with torch.no_grad():
+            projector = gram / gram.trace()
+            for _ in range(self.SQUARINGS):
+                projector = projector @ projector
+                projector = projector / projector.trace()
+        # symmetric matrices: the sum of products is the trace of gram @ projector
+        return weight / (gram * projector).sum().sqrt().to(weight)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """What assigning to the normalised weight stores: the weight as it is."""
+        return weight
+
+
+#: what PyTorch calls a weight's stored and normalised selves
+PLAIN, NORMALIZED = "out_proj.weight", "out_proj.parametrizations.weight.original"
+
+
+def normalize_spectrally(head: nn.Module) -> None:
+    """R4F: give the head's projection a largest singular value of 1, as fairseq's own R4F does."""
+    parametrize.register_parametrization(head.out_proj, "weight", SpectralNorm())

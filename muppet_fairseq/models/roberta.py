@@ -5,7 +5,6 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
-import torch
 from fairseq.models import FairseqEncoderModel, register_model, register_model_architecture
 from fairseq.models.roberta.model import (
     RobertaEncoder,
@@ -16,7 +15,8 @@ from fairseq.models.roberta.model import (
 )
 from torch import Tensor, nn
 
-from muppet_fairseq.models.checkpoint import DICTIONARY_KEY, adapt_state_dict
+from muppet_fairseq.models.base import WithHeads
+from muppet_fairseq.r3f import EmbeddingNoise, clean_and_noised
 
 
 class MuppetRobertaEncoder(RobertaEncoder):
@@ -27,24 +27,22 @@ class MuppetRobertaEncoder(RobertaEncoder):
 
 
 @register_model("muppet_roberta")
-class MuppetRobertaModel(FairseqEncoderModel):
+class MuppetRobertaModel(WithHeads, FairseqEncoderModel):
     """RoBERTa with heads.
 
     ``forward(src_tokens [R, T], head=name)`` returns that head's scores (``[R, n]`` from the ``<s>`` state,
-    or ``[R, T, n]``); without ``head`` the features ``[R, T, D]``. Heads that a sub-batch does not name are
-    not computed.
+    or ``[R, T, n]``); without ``head`` the features ``[R, T, D]``. With ``noise`` it returns twice as many rows: the
+    clean ones, then those of noised embeddings (R3F).
     """
 
-    def __init__(self, args: Namespace, encoder: MuppetRobertaEncoder, dictionary_sha256: str) -> None:
+    def __init__(self, args: Namespace, encoder: MuppetRobertaEncoder) -> None:
         super().__init__(encoder)
         self.args = args
-        self.heads = nn.ModuleDict()
-        #: names the dictionary that the embeddings belong to
-        self.register_buffer(DICTIONARY_KEY, torch.tensor(list(bytes.fromhex(dictionary_sha256))).byte())
 
     @staticmethod
     def add_args(parser: ArgumentParser) -> None:
         RobertaModel.add_args(parser)
+        WithHeads.add_head_args(parser)
         parser.add_argument(
             "--layer-norm-eps",
             type=float,
@@ -57,29 +55,29 @@ class MuppetRobertaModel(FairseqEncoderModel):
         roberta_arguments(args)
         args.max_positions = task.max_positions()
         args.max_source_positions = args.max_positions
-        encoder = MuppetRobertaEncoder(args, task.source_dictionary)
-        model = cls(args, encoder, task.dictionary_sha256)
-        for name, head in task.build_heads(args.encoder_embed_dim, args.pooler_dropout).items():
-            model.heads[name] = head
+        model = cls(args, MuppetRobertaEncoder(args, task.source_dictionary))
+        model.add_heads(args, task, args.encoder_embed_dim, has_decoder=False)
         model.apply(init_bert_params)
+        model.normalize_heads(args)
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = args.layer_norm_eps
-        model.reuse_heads = task.reuse_heads
         return model
 
-    def forward(self, src_tokens: Tensor, head: str | None = None) -> Tensor:
-        features, _ = self.encoder(src_tokens, features_only=True)
-        if head is None:
-            return features
-        module = self.heads[head]
-        return module(features[:, 0] if module.level == "sentence" else features)
+    def forward(self, src_tokens: Tensor, head: str | None = None, noise: EmbeddingNoise | None = None) -> Tensor:
+        embeddings = None
+        if noise is not None:
+            encoder = self.encoder.sentence_encoder
+            src_tokens, embeddings = clean_and_noised(encoder.embed_tokens, src_tokens, noise, encoder.padding_idx)
+        # the encoder's own forward would drop the embeddings
+        features, _ = self.encoder.extract_features(src_tokens, token_embeddings=embeddings)
+        return features if head is None else self.scores(features, features[:, 0], head)
 
     def max_positions(self) -> int:
         return self.args.max_positions
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
-        """Take RoBERTa's own checkpoints and ours: see :func:`adapt_state_dict`."""
+        """Take RoBERTa's own checkpoints and ours: see :meth:`WithHeads.adapt`."""
         for key in list(state_dict):
             if key.startswith("decoder."):
                 state_dict[f"encoder.{key.removeprefix('decoder.')}"] = state_dict.pop(key)
@@ -89,17 +87,13 @@ class MuppetRobertaModel(FairseqEncoderModel):
         super().upgrade_state_dict_named(state_dict, name)
         for key in [k for k in state_dict if k.startswith(("encoder.lm_head.", "classification_heads."))]:
             del state_dict[key]
-        adapt_state_dict(
-            self,
-            state_dict,
-            positions="encoder.sentence_encoder.embed_positions.weight",
-            reuse_heads=self.reuse_heads,
-        )
+        self.adapt(state_dict, positions=("encoder.sentence_encoder.embed_positions.weight",))
 
 
 def roberta_arguments(args: Namespace, layer_norm_eps: float = 1e-5) -> None:
     """Complete the model's arguments: RoBERTa's defaults where nothing is set."""
     args.layer_norm_eps = getattr(args, "layer_norm_eps", layer_norm_eps)
+    args.spectral_norm_heads = getattr(args, "spectral_norm_heads", False)
     base_architecture(args)
 
 

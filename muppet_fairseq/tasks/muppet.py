@@ -20,10 +20,11 @@ from muppet_fairseq.criterions.statistics import StatisticsLayout
 from muppet_fairseq.data.iterator import ScheduleIterator
 from muppet_fairseq.data.multitask import MultitaskDataset
 from muppet_fairseq.data.schedule import SAMPLINGS, STRATEGIES, BatchSchedule, SubBatchLimits
-from muppet_fairseq.data.tokenizer import dictionary_sha256, load_dictionary
+from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256, load_dictionary
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families import FAMILIES
 from muppet_fairseq.families.base import Layout
+from muppet_fairseq.generation import GenerationOptions, Generator
 from muppet_fairseq.spec import DatasetSpec
 from muppet_fairseq.suite import Suite
 from muppet_fairseq.tasks.loss_weights import RunningLosses, size_weights
@@ -68,6 +69,14 @@ class MuppetTaskConfig(FairseqDataclass):
             "from a checkpoint (--finetune-from-model, or --restore-file with --reset-optimizer) gets fresh heads"
         },
     )
+    eval_rouge: bool = field(
+        default=False,
+        metadata={"help": "in validation, write texts by beam search and log their ROUGE (family summarization)"},
+    )
+    eval_rouge_args: str = field(
+        default="{}",
+        metadata={"help": 'the beam search of --eval-rouge as JSON, say \'{"beam": 4, "no_repeat_ngram_size": 3}\''},
+    )
     seed: int = II("common.seed")
     update_freq: Any = II("optimization.update_freq")
     train_subset: str = II("dataset.train_subset")
@@ -95,7 +104,7 @@ class MuppetTask(FairseqTask):
 
     Attributes:
         specs: the suite's datasets; a sample's ``dataset`` is an index into it.
-        heads: the name of the head that each dataset uses.
+        heads: the name of the head that each dataset uses, None where the decoder writes the answer.
         reuse_heads: whether heads come from the checkpoint that is loaded.
     """
 
@@ -112,10 +121,11 @@ class MuppetTask(FairseqTask):
             max_positions=cfg.max_positions,
             window_overlap=cfg.window_overlap,
         )
-        self.heads = list(self._heads(dim=1, dropout=0.0)[0])
+        self.heads = self._heads(dim=1, dropout=0.0)[0]
         self.statistics_layout = StatisticsLayout(specs)
         self.running_losses = RunningLosses([spec.name for spec in specs])
         self.size_weights = np.ones(len(specs))
+        self.generator = self._generator() if cfg.eval_rouge else None
         self._last_summary: tuple[torch.Tensor, dict[str, float]] | None = None
         # goes into checkpoints, for the hub and for evaluation, which have no data-bin
         self.state.merge_state_dict({"specs": [spec.to_dict() for spec in specs], "dictionary_sha256": sha256})
@@ -132,17 +142,31 @@ class MuppetTask(FairseqTask):
     def source_dictionary(self) -> Dictionary:
         return self.dictionary
 
+    @property
+    def target_dictionary(self) -> Dictionary:
+        return self.dictionary
+
     def max_positions(self) -> int:
         return self.cfg.max_positions
 
+    def _generator(self) -> Generator:
+        if not any(FAMILIES[spec.family].generates for spec in self.specs):
+            raise MuppetError("--eval-rouge is set, but no dataset of the suite is of the family summarization")
+        tokenizer = Tokenizer.load(Path(self.cfg.data) / "tokenizer")
+        return Generator(GenerationOptions.from_json(self.cfg.eval_rouge_args), self.dictionary, tokenizer.decode)
+
     # -- model ----------------------------------------------------------------------------------------
 
-    def _heads(self, dim: int, dropout: float) -> tuple[list[str], dict[str, nn.Module]]:
-        names: list[str] = []
+    def _heads(self, dim: int, dropout: float) -> tuple[list[str | None], dict[str, nn.Module]]:
+        names: list[str | None] = []
         modules: dict[str, nn.Module] = {}
         owner: dict[str, DatasetSpec] = {}
         for spec in self.specs:
-            name, module = FAMILIES[spec.family].head(spec, dim, dropout)
+            head = FAMILIES[spec.family].head(spec, dim, dropout)
+            if head is None:
+                names.append(None)
+                continue
+            name, module = head
             if hasattr(nn.ModuleDict, name):
                 raise MuppetError(
                     f"the dataset {spec.name} has a head {name!r}, a name that PyTorch's modules use themselves; "
@@ -158,8 +182,17 @@ class MuppetTask(FairseqTask):
                 )
         return names, modules
 
-    def build_heads(self, dim: int, dropout: float) -> dict[str, nn.Module]:
-        """One module for each head of the suite, by name; ``dim`` is the encoder's width."""
+    def build_heads(self, dim: int, dropout: float, *, has_decoder: bool) -> dict[str, nn.Module]:
+        """One module for each head of the suite, by name; ``dim`` is the features' width.
+
+        Raises MuppetError for a dataset whose family needs a decoder that the model lacks.
+        """
+        for spec in self.specs:
+            if FAMILIES[spec.family].generates and not has_decoder:
+                raise MuppetError(
+                    f"the dataset {spec.name} is of the family {spec.family}, which an encoder alone cannot write: "
+                    "train a model with a decoder (--arch muppet_bart_base), or take it out of the suite"
+                )
         return self._heads(dim, dropout)[1]
 
     def optimizer_step(self, optimizer: Any, model: nn.Module, update_num: int) -> None:
@@ -185,6 +218,19 @@ class MuppetTask(FairseqTask):
         loss, sample_size, log = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
         if ignore_grad:
             sample_size, log = 0, {key: value * 0 for key, value in log.items()}
+        return loss, sample_size, log
+
+    def valid_step(
+        self, sample: dict, model: nn.Module, criterion: nn.Module
+    ) -> tuple[torch.Tensor, int, dict[str, Any]]:
+        """fairseq's step, and with ``--eval-rouge`` the ROUGE of generated texts."""
+        loss, sample_size, log = super().valid_step(sample, model, criterion)
+        number = sample["dataset"]
+        family = FAMILIES[self.specs[number].family]
+        if self.generator is not None and family.generates:
+            texts = self.generator(getattr(model, "module", model), sample["net_input"]["src_tokens"])
+            counts = self.statistics_layout.counts(log["statistics"], number)
+            counts += family.rouge_statistics(texts, sample).to(counts)
         return loss, sample_size, log
 
     # -- data -----------------------------------------------------------------------------------------

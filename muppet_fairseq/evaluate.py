@@ -1,0 +1,136 @@
+"""Evaluate a checkpoint on datasets by their official metrics, and write its predictions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from muppet_fairseq.data.binarized import BinarizedSplit
+from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256
+from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.families import FAMILIES
+from muppet_fairseq.files import write_text
+from muppet_fairseq.generation import GenerationOptions, Generator
+from muppet_fairseq.provenance import versions
+from muppet_fairseq.spec import DatasetSpec, read_dataset_json
+from muppet_fairseq.suite import Suite
+from muppet_fairseq.trained import TrainedModel
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="checkpoint file, or folder made by 'muppet release'")
+    parser.add_argument("data", type=Path, help="data-bin folder")
+    parser.add_argument(
+        "--datasets", help="names with commas between, or a suite file; default: those the checkpoint was trained on"
+    )
+    parser.add_argument("--split", default="valid", help="a split that is not trained on (default: valid)")
+    parser.add_argument("--predictions", type=Path, metavar="DIR", help="write DIR/<dataset>.<split>.jsonl")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="padded tokens x rows of a batch")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    search = parser.add_argument_group("generation (family summarization), as in fairseq's generator")
+    for field in fields(GenerationOptions):
+        option = f"--{field.name.replace('_', '-')}"
+        search.add_argument(option, type=type(field.default), default=field.default, help="default: %(default)s")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluate and print; the dataset's own metric comes first."""
+    results = evaluate(args)
+    if args.json:
+        print(json.dumps(results))
+        return
+    rows = []
+    for result in results["results"]:
+        metrics = "  ".join(f"{name} {100 * value:.2f}" for name, value in result["metrics"].items())
+        rows.append(f"{result['dataset']:<28}{result['family']:<16}{result['examples']:>8}  {metrics}")
+    print(f"{'dataset':<28}{'family':<16}{'examples':>8}  {args.split}, x 100")
+    print("\n".join(rows))
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    """Evaluate ``args.checkpoint``; see :func:`add_arguments`.
+
+    Returns:
+        ``results``, for each dataset its ``metrics`` (0 to 1; correlations from -1), and what made them.
+
+    Raises:
+        MuppetError: the checkpoint, the data or an option cannot be used.
+    """
+    checkpoint = args.checkpoint / "model.pt" if args.checkpoint.is_dir() else args.checkpoint
+    dictionary = args.data / "dict.txt"
+    if not dictionary.is_file():
+        raise MuppetError(f"{args.data} is no data-bin folder: it has no dict.txt; name one that 'preprocess' made")
+    trained = TrainedModel.load(checkpoint, dictionary)
+    trained.model.to(_device(args.device))
+    specs = _specs(trained, args)
+    options = GenerationOptions.of(**{field.name: getattr(args, field.name) for field in fields(GenerationOptions)})
+    generator = None
+    if any(FAMILIES[spec.family].generates for spec in specs):
+        generator = Generator(options, trained.task.dictionary, Tokenizer.load(args.data / "tokenizer").decode)
+    results = []
+    for spec in specs:
+        family = FAMILIES[spec.family]
+        trained.head_of(spec)  # complain before the first dataset has taken its time
+        split = BinarizedSplit(args.data, spec, args.split, dictionary_sha256(dictionary))
+        dataset = family.dataset(split, trained.task.layout, training=False)
+        with tqdm(desc=spec.name, total=len(dataset), unit=" examples", disable=None, leave=False) as bar:
+            predictions = trained.predict(
+                spec, dataset, max_tokens=args.max_tokens, generator=generator, progress=bar.update
+            )
+        examples = [split.raw(index) for index in range(len(dataset))]
+        if args.predictions is not None:
+            both = zip(predictions, examples, strict=True)
+            lines = ({"id": example["id"], **prediction, "gold": example[family.gold]} for prediction, example in both)
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            write_text(args.predictions / f"{spec.name}.{args.split}.jsonl", text)
+        results.append(
+            {
+                "dataset": spec.name,
+                "family": spec.family,
+                "examples": len(examples),
+                "metrics": family.evaluate(predictions, examples, spec),
+            }
+        )
+    return {
+        "checkpoint": str(args.checkpoint),
+        "data": str(args.data),
+        "split": args.split,
+        "generation": asdict(options) if generator else None,
+        "results": results,
+        "versions": versions(),
+    }
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise MuppetError(f"the device {name!r} cannot be used ({reason}); give cpu or cuda") from None
+
+
+def _specs(trained: TrainedModel, args: argparse.Namespace) -> list[DatasetSpec]:
+    """The datasets to evaluate, with the checkpoint's classes."""
+    own = {spec.name: spec for spec in trained.task.specs}
+    names = Suite.load(args.datasets if args.datasets is not None else ",".join(own))
+    specs = names.specs(args.data)
+    for spec in specs:
+        trained_on = own.get(spec.name, spec)
+        if trained_on.labels != spec.labels:
+            raise MuppetError(
+                f"{args.data / spec.name} has the classes {', '.join(spec.labels)}, the checkpoint "
+                f"{', '.join(trained_on.labels)}: evaluate on the data that it was trained with"
+            )
+        splits = read_dataset_json(args.data / spec.name)["splits"]
+        if args.split == "train" and args.split in splits:
+            raise MuppetError(
+                "the split 'train' is kept without its texts, so it cannot be judged; name another one with --split"
+            )
+    return [replace(spec, head=own[spec.name].head) if spec.name in own else spec for spec in specs]

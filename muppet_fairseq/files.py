@@ -1,0 +1,57 @@
+"""Files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from muppet_fairseq.errors import MuppetError
+
+
+def unwritable(path: Path, error: OSError | RuntimeError) -> MuppetError:
+    """Say that ``path`` cannot be written (PyTorch raises RuntimeError for a full disk)."""
+    reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+    return MuppetError(f"cannot write {path} ({reason}); name another place")
+
+
+@contextmanager
+def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Give a temporary folder beside ``path``, which gets that name when the block ends without an error.
+
+    Args:
+        replace: what bears the name already is removed then; without it, it is an error of the system.
+
+    Raises:
+        MuppetError: something cannot be written.
+    """
+    target = path.resolve()
+    temporary, replaced = (target.with_name(f".{target.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if replace and target.exists():
+            os.replace(target, replaced)
+        os.replace(temporary, target)
+    except (OSError, RuntimeError) as error:
+        if replaced.exists() and not target.exists():
+            os.replace(replaced, target)
+        raise unwritable(path, error) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, its folder made if missing. Raises MuppetError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise unwritable(path, error) from None
+    finally:
+        temporary.unlink(missing_ok=True)

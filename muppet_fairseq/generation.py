@@ -1,0 +1,108 @@
+"""Beam search with fairseq's generator: its options, and the way from a source row to a text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+from fairseq.data import Dictionary
+from fairseq.sequence_generator import SequenceGenerator
+from torch import Tensor, nn
+
+from muppet_fairseq.errors import MuppetError, nearest
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """fairseq's options of the same names; lengths in tokens, ``<s>`` and ``</s>`` not counted.
+
+    A summary has at most ``max_len_a`` * source + ``max_len_b`` tokens and never more than the model's positions;
+    ``lenpen`` above 1 favours longer ones. No n-gram of ``no_repeat_ngram_size`` comes twice (0: all may).
+    """
+
+    beam: int = 5
+    lenpen: float = 1.0
+    no_repeat_ngram_size: int = 0
+    min_len: int = 1
+    max_len_a: float = 0.0
+    max_len_b: int = 200
+
+    def __post_init__(self) -> None:
+        least = {"beam": 1, "no_repeat_ngram_size": 0, "min_len": 0, "max_len_a": 0, "max_len_b": 1}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise MuppetError(f"the generation option {name} is {getattr(self, name)}; give at least {value}")
+        if self.max_len_a == 0 and self.min_len > self.max_len_b:
+            raise MuppetError(
+                f"the generation option min_len ({self.min_len}) is above max_len_b ({self.max_len_b}); lower it"
+            )
+
+    @classmethod
+    def of(cls, **values: object) -> GenerationOptions:
+        """Check the names and kinds of options that a user gave. Raises MuppetError."""
+        kinds = {field.name: type(field.default) for field in fields(cls)}
+        for name, value in values.items():
+            if name not in kinds:
+                raise MuppetError(
+                    f"there is no generation option {name!r}{nearest(name, kinds)}; there are {', '.join(kinds)}"
+                )
+            if isinstance(value, bool) or not isinstance(value, int | kinds[name]):
+                kind = "a whole number" if kinds[name] is int else "a number"
+                raise MuppetError(f"the generation option {name} takes {kind}, not {value!r}")
+        return cls(**values)
+
+    @classmethod
+    def from_json(cls, text: str) -> GenerationOptions:
+        """Read options from a JSON object. Raises MuppetError."""
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise MuppetError(f"generation options {text!r} are no JSON ({error})") from None
+        if not isinstance(values, dict):
+            raise MuppetError(f'generation options {text!r} are no JSON object; write {{"beam": 4}}')
+        return cls.of(**values)
+
+
+class Generator:
+    """Writes texts.
+
+    Args:
+        options: of the beam search.
+        dictionary: the model's.
+        decode: turns dictionary indices, special ones left out, into a text.
+    """
+
+    def __init__(self, options: GenerationOptions, dictionary: Dictionary, decode: Callable[[list[int]], str]) -> None:
+        self.options, self.dictionary, self.decode = options, dictionary, decode
+
+    def __call__(self, model: nn.Module, src_tokens: Tensor) -> list[str]:
+        """Return the best text for each row of ``src_tokens`` ``[B, T]``; the model is left in its mode."""
+        options, was_training = self.options, model.training
+        # fairseq counts the <s> that the text begins with
+        search = SequenceGenerator(
+            [model],
+            self.dictionary,
+            beam_size=options.beam,
+            len_penalty=options.lenpen,
+            no_repeat_ngram_size=options.no_repeat_ngram_size,
+            min_len=options.min_len + 1,
+            max_len_a=options.max_len_a,
+            max_len_b=options.max_len_b + 1,
+        )
+        most = min(int(options.max_len_a * src_tokens.shape[1]) + search.max_len_b, search.max_len - 1)
+        if search.min_len > most:
+            raise MuppetError(
+                f"the generation option min_len is {options.min_len}, but a text may have {most - 1} tokens here "
+                f"(max_len_a, max_len_b and the model's {model.max_decoder_positions()} positions); lower it"
+            )
+        begin = src_tokens.new_full((len(src_tokens), 1), self.dictionary.bos())
+        try:
+            hypotheses = search.generate([model], {"net_input": {"src_tokens": src_tokens}}, prefix_tokens=begin)
+        finally:
+            model.set_beam_size(1)
+            model.train(was_training)
+        return [self.decode(self._ordinary(best[0]["tokens"])) for best in hypotheses]
+
+    def _ordinary(self, tokens: Tensor) -> list[int]:
+        return [token for token in tokens.tolist() if token >= self.dictionary.nspecial]

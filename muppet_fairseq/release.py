@@ -1,0 +1,154 @@
+"""Pack a checkpoint for others: model, dictionary, tokenizer and a model card, in one folder or archive."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tarfile
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq.models import ARCH_CONFIG_REGISTRY
+from torch import Tensor
+
+from muppet_fairseq.data.tokenizer import Tokenizer
+from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.files import new_folder, unwritable
+from muppet_fairseq.models.checkpoint import packed
+from muppet_fairseq.provenance import versions
+from muppet_fairseq.spec import DatasetSpec, read_dataset_json
+from muppet_fairseq.trained import TrainedModel, read_checkpoint
+
+#: of the task, what laying out a question needs; all else is about a run, and names its paths
+TASK_OPTIONS = ("max_positions", "window_overlap")
+#: of training, what a reader of the card wants to know
+TRAINING_OPTIONS = ("lr", "dropout", "batching", "dataset_sampling", "loss_scaling", "label_smoothing", "seed")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="checkpoint of a run, as checkpoint_best.pt")
+    parser.add_argument("out", type=Path, help="new folder, or new file that ends in .tar.gz")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="data-bin folder; default: the one of the run")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Release and say what was written."""
+    parameters = release(args.checkpoint, args.out, args.data)
+    print(f"released {args.checkpoint} as {args.out}: {parameters:,} parameters")
+
+
+def release(checkpoint: Path, out: Path, data: Path | None = None) -> int:
+    """Write the release ``out`` of ``checkpoint`` and return its number of parameters.
+
+    Raises:
+        MuppetError: ``out`` exists, or the checkpoint or its data-bin's dictionary and tokenizer cannot be used.
+    """
+    if out.exists():
+        raise MuppetError(f"{out} is there already; name a new folder, or a new file that ends in .tar.gz")
+    state = read_checkpoint(checkpoint)
+    data = Path(state["cfg"]["task"]["data"]) if data is None else data
+    if not (data / "dict.txt").is_file():
+        raise MuppetError(f"{data} is no data-bin folder, it has no dict.txt; name the one of the run with --data")
+    # loads as it will for others, or says why not
+    trained = TrainedModel.load(checkpoint, data / "dict.txt")
+    tokenizer = Tokenizer.load(data / "tokenizer")
+    parameters = sum(parameter.numel() for parameter in trained.model.parameters())
+
+    def write(folder: Path) -> None:
+        tokenizer.save(folder)
+        torch.save(
+            packed(
+                _task_options(state, trained.task.specs),
+                _model_options(state["cfg"]["model"]),
+                _own_storage(state["model"]),
+                state["task_state"],
+            ),
+            folder / "model.pt",
+        )
+        (folder / "README.md").write_text(_card(state, trained, data, out, parameters), encoding="utf-8")
+
+    if not out.name.endswith(".tar.gz"):
+        with new_folder(out) as folder:
+            write(folder)
+        return parameters
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as place:
+            inner, archive = Path(place, out.name.removesuffix(".tar.gz")), Path(place, out.name)
+            inner.mkdir()
+            write(inner)
+            with tarfile.open(archive, "w:gz") as tar:
+                tar.add(inner, inner.name)
+            os.replace(archive, out)
+    except (OSError, RuntimeError) as error:
+        raise unwritable(out, error) from None
+    return parameters
+
+
+def _task_options(state: dict[str, Any], specs: list[DatasetSpec]) -> dict[str, Any]:
+    options = {name: state["cfg"]["task"][name] for name in TASK_OPTIONS}
+    return {"_name": "muppet", "data": ".", "suite": ",".join(spec.name for spec in specs)} | options
+
+
+def _model_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that the architecture knows: the others are those of the run."""
+    known = Namespace()
+    ARCH_CONFIG_REGISTRY[options["arch"]](known)
+    names = {"arch", "max_positions", *vars(known)}
+    return {"_name": options["arch"]} | {name: options[name] for name in sorted(names & options.keys())}
+
+
+def _own_storage(model: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that hold no more than themselves, each shared one once."""
+    copies: dict[tuple[int, torch.Size], Tensor] = {}
+    return {
+        name: copies.setdefault((tensor.data_ptr(), tensor.shape), tensor.clone()) for name, tensor in model.items()
+    }
+
+
+def _card(state: dict[str, Any], trained: TrainedModel, data: Path, out: Path, parameters: int) -> str:
+    options, task = state["cfg"]["model"], trained.task
+    name = out.name.removesuffix(".tar.gz")
+    lines = [f"# {name}", ""]
+    lines.append(
+        f"A `{options['arch']}` of {parameters:,} parameters, trained with muppet_fairseq (MUPPET: massive multi-task "
+        f"representations with pre-finetuning, Aghajanyan et al. 2021) on {len(task.specs)} datasets."
+    )
+    lines += ["", "```python", "from muppet_fairseq.hub import MuppetHub", "", f'hub = MuppetHub.load("{name}")']
+    lines += [*_examples(task.specs), "```", "", "## Datasets", ""]
+    lines += ["| dataset | family | classes | head | licence |", "| --- | --- | --- | --- | --- |"]
+    citations = []
+    for spec, head in zip(task.specs, task.heads, strict=True):
+        about = read_dataset_json(data / spec.name) if (data / spec.name / "dataset.json").is_file() else {}
+        licence = about.get("licence") or "see its authors"
+        lines.append(f"| {spec.name} | {spec.family} | {', '.join(spec.labels)} | {head or 'none'} | {licence} |")
+        if about.get("citation"):
+            citations.append(f"- {spec.name}: {about['citation']}")
+    if citations:
+        lines += ["", "Cite them:", "", *citations]
+    lines += ["", "## How it was made", ""]
+    lines += [f"- `{key}`: {options[key]}" for key in TRAINING_OPTIONS if options.get(key) is not None]
+    lines += [f"- `max_positions`: {task.layout.max_positions} tokens a row"]
+    lines += [f"- {package} {number}" for package, number in versions().items()]
+    return "\n".join(lines) + "\n"
+
+
+def _examples(specs: list[DatasetSpec]) -> list[str]:
+    """A line of Python for each kind of question that the model answers."""
+    lines = {}
+    for spec in specs:
+        texts = '"a text"' if spec.num_inputs == 1 else '"a text", "a second one"'
+        lines.setdefault(
+            spec.family,
+            {
+                "classification": f'hub.classify("{spec.name}", {texts})',
+                "regression": f'hub.score("{spec.name}", {texts})',
+                "commonsense": 'hub.choose("a question", ["one answer", "another"])',
+                "mrc": 'hub.answer("a question", "a passage")',
+                "summarization": 'hub.summarize("a text", beam=4)',
+            }[spec.family],
+        )
+    return list(lines.values())
