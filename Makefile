@@ -7,7 +7,7 @@
 # Both are remembered until they are given again.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test clean FORCE
+.PHONY: help setup quickstart test test-slow clean FORCE
 export PYTHON TORCH
 
 READY := .venv/.ready
@@ -16,6 +16,7 @@ IN_VENV = PATH="$$PWD/.venv/bin:$$PATH"
 help:
 	@echo "make quickstart   prepare real data, pre-finetune a small encoder, fine-tune it: examples/quickstart"
 	@echo "make test         check the style and run the tests"
+	@echo "make test-slow    the tests that train a small BART on real data (about a quarter of an hour)"
 	@echo "make setup        only make .venv; TORCH= and PYTHON= choose others (see the Makefile)"
 	@echo "make clean        remove .venv and what tools left behind; data and runs stay"
 
@@ -29,6 +30,9 @@ test: $(READY)
 	@$(IN_VENV) ruff check
 	@$(IN_VENV) ruff format --check
 	@$(IN_VENV) python -m pytest
+
+test-slow: $(READY)
+	@$(IN_VENV) python -m pytest -m slow
 
 # .ci/make_venv.py writes the stamp last, so an interrupted set-up is done again
 $(READY): setup.py pyproject.toml .ci/make_venv.py $(if $(PYTHON)$(TORCH),FORCE)

@@ -21,3 +21,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.toy_suite import write_data_bin
 
     return write_data_bin(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tokenizer folder of the published GPT-2 vocabulary."""
+    from tests.real_data import write_gpt2_tokenizer
+
+    return write_gpt2_tokenizer(tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="session")
+def gpt2(gpt2_folder: Path):
+    from muppet_fairseq.data.tokenizer import Tokenizer
+
+    return Tokenizer.load(gpt2_folder)

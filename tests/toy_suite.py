@@ -128,7 +128,9 @@ def open_task(data: Path, suite: str | Path, **changes: Any) -> MuppetTask:
     return MuppetTask.setup_task(MuppetTaskConfig(data=str(data), suite=str(suite), **(values | changes)))
 
 
-def train(arguments: list[str], *, workers: int = 1, trace: Path | None = None) -> subprocess.CompletedProcess[str]:
+def train(
+    arguments: list[str], *, workers: int = 1, trace: Path | None = None, timeout: int = 300
+) -> subprocess.CompletedProcess[str]:
     """Run ``fairseq-train`` with these arguments, on ``workers`` processes; see ``traced_train.py`` for ``trace``.
 
     ``arguments`` give the run's total of sub-batches an update as ``--update-freq``: it is divided among workers.
@@ -152,7 +154,7 @@ def train(arguments: list[str], *, workers: int = 1, trace: Path | None = None) 
         )
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(workers)]
         program = [*torchrun, "--master-port", str(port), "--no-python", "sh", "-c", launch, "sh", *program]
-    done = subprocess.run(program, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    done = subprocess.run(program, capture_output=True, text=True, env=environment, timeout=timeout, check=False)
     with (save_dir / "train.log").open("a") as log:
         log.write(done.stdout)
     return done

@@ -1,0 +1,1 @@
+"""What things cost: ``python -m benchmarks NAME``, one figure a file, as a ratio measured side by side."""
