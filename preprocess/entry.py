@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from preprocess.download import Row, Source
@@ -18,6 +18,9 @@ class LeaveOut(Exception):
 class BadRow(Exception):
     """Raised for a row that is not as the entry says; too many of them stop the dataset."""
 
+
+#: the licence of a dataset whose authors name none
+UNSTATED = "not stated by the authors"
 
 #: how a value of the example is got from a row: a column, several, or a function
 Value = str | Sequence["Value"] | Callable[[Row], Any]
@@ -57,6 +60,9 @@ class Entry:
         parts: where one row holds several examples: cuts it into rows.
         licence: as the dataset's authors state it.
         citation: the paper to cite.
+        published: our split names to the number of examples that its authors or the hub state, before anything is
+            left out.
+        alias: another entry's name: the two hold the same training examples.
         note: what a user should know.
     """
 
@@ -70,6 +76,8 @@ class Entry:
     citation: str
     labels: Sequence[str] | Mapping[str, str] = ()
     parts: Callable[[Row], Iterable[Row]] | None = None
+    published: Mapping[str, int] = field(default_factory=dict)
+    alias: str = ""
     note: str = ""
 
     @property

