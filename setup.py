@@ -29,6 +29,7 @@ EXTRAS = {
         "ruff==0.17.5",  # exact: what `ruff format --check` accepts changes between versions
         "transformers>=4.44",  # the reference that imported encoders are compared with
         "scikit-learn>=1.4",  # the reference for metrics
+        "seqeval>=1.2.2",  # the reference for chunks
     ],
 }
 

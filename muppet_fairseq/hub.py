@@ -148,6 +148,26 @@ class MuppetHub(nn.Module):
         summaries = [prediction["text"] for prediction in predictions]
         return summaries[0] if one else summaries
 
+    def tag(self, dataset: str, words: Sequence[str] | Sequence[Sequence[str]], *, truncate: bool = False) -> Any:
+        """Tag the words of sentences as those of ``dataset`` are.
+
+        Args:
+            words: of one sentence, or of several.
+
+        Returns:
+            for each sentence ``tags``, one a word (empty for a word that is cut away), and where those make a tree,
+            ``tree``: its text in brackets, in which parts of speech are unknown (``XX``).
+        """
+        spec = self._dataset(dataset, "tagging")
+        if isinstance(words, str):
+            raise MuppetError(f"the words are one text, {words[:40]!r}; give a list of words, punctuation on its own")
+        one = all(isinstance(word, str) for word in words) and len(words) > 0
+        sentences = [list(words)] if one else [list(sentence) for sentence in words]
+        # the tags are to be found: any label does
+        examples = [{"words": sentence, "tags": [spec.labels[0]] * len(sentence)} for sentence in sentences]
+        predictions = self._predict(spec, examples, truncate)
+        return predictions[0] if one else predictions
+
     @torch.inference_mode()
     def extract_features(
         self, text: str | Sequence[str], second: str | Sequence[str] | None = None, *, truncate: bool = False

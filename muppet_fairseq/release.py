@@ -27,6 +27,9 @@ TASK_OPTIONS = ("max_positions", "window_overlap")
 #: of training, what a reader of the card wants to know
 TRAINING_OPTIONS = ("lr", "dropout", "batching", "dataset_sampling", "loss_scaling", "label_smoothing", "seed")
 
+#: a dataset with more classes gets their number in the card, not their names
+MAX_CLASSES = 30
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="checkpoint of a run, as checkpoint_best.pt")
@@ -124,7 +127,9 @@ def _card(state: dict[str, Any], trained: TrainedModel, data: Path, out: Path, p
     for spec, head in zip(task.specs, task.heads, strict=True):
         about = read_dataset_json(data / spec.name) if (data / spec.name / "dataset.json").is_file() else {}
         licence = about.get("licence") or "see its authors"
-        lines.append(f"| {spec.name} | {spec.family} | {', '.join(spec.labels)} | {head or 'none'} | {licence} |")
+        # linearised trees have hundreds
+        classes = ", ".join(spec.labels) if len(spec.labels) <= MAX_CLASSES else str(len(spec.labels))
+        lines.append(f"| {spec.name} | {spec.family} | {classes} | {head or 'none'} | {licence} |")
         if about.get("citation"):
             citations.append(f"- {spec.name}: {about['citation']}")
     if citations:
@@ -149,6 +154,7 @@ def _examples(specs: list[DatasetSpec]) -> list[str]:
                 "commonsense": 'hub.choose("a question", ["one answer", "another"])',
                 "mrc": 'hub.answer("a question", "a passage")',
                 "summarization": 'hub.summarize("a text", beam=4)',
+                "tagging": f'hub.tag("{spec.name}", ["some", "words"])',
             }[spec.family],
         )
     return list(lines.values())

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256
 from muppet_fairseq.errors import MuppetError, nearest
@@ -17,11 +14,10 @@ from muppet_fairseq.families import FAMILIES
 from muppet_fairseq.packages import default_cache
 from muppet_fairseq.spec import read_dataset_json
 from muppet_fairseq.suite import Suite
-from preprocess.binarize import binarize, files_in, fingerprint
+from preprocess.binarize import files_in, fingerprint
 from preprocess.catalog import CATALOG, lookup
-from preprocess.convert import convert
 from preprocess.download import Fetch
-from preprocess.entry import Entry
+from preprocess.prepare import prepare
 
 
 def list_datasets(family: str | None = None) -> str:
@@ -31,42 +27,6 @@ def list_datasets(family: str | None = None) -> str:
     entries = [entry for entry in CATALOG.values() if family in (None, entry.family)]
     rows = [(entry.name, entry.family, str(entry.source), entry.metric, entry.licence) for entry in entries]
     return table(("dataset", "family", "source", "metric", "licence"), rows)
-
-
-def prepare(
-    entries: Sequence[Entry],
-    tokenizer: Tokenizer,
-    out: Path,
-    fetch: Fetch,
-    max_bad_share: float = 0.01,
-    force: bool = False,
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Fetch, convert and binarise datasets into ``out``, where those that are up to date stay as they are.
-
-    A dataset that fails does not keep the others from being prepared.
-
-    Returns:
-        the ``dataset.json`` of each dataset that is ready, and one sentence for each that failed.
-
-    Raises:
-        MuppetError: ``out`` or a dataset in it belongs to another tokenizer, and ``force`` is not set.
-    """
-    _claim(out, tokenizer, force)
-    stale = {entry.name: _is_stale(entry, tokenizer, out, force) for entry in entries}
-    ready, failures = [], []
-    for entry in entries:
-        if not stale[entry.name]:
-            ready.append(read_dataset_json(out / entry.name))
-            continue
-        with tqdm(desc=entry.name, unit=" examples", disable=None) as bar:
-            try:
-                splits = convert(entry, fetch, max_bad_share, warn=_warn)
-                sizes = [split.size for split in splits.values()]
-                bar.total = None if None in sizes else sum(sizes)
-                ready.append(binarize(entry, splits, tokenizer, out, bar.update))
-            except MuppetError as error:
-                failures.append(str(error))
-    return ready, failures
 
 
 def check(out: Path) -> tuple[int, list[str]]:
@@ -102,43 +62,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
-def _claim(out: Path, tokenizer: Tokenizer, force: bool) -> None:
-    """Make ``out`` a folder of this tokenizer's datasets."""
-    dictionary = out / "dict.txt"
-    # dict.txt is written last: a folder with it has its tokenizer, too
-    if dictionary.is_file() and (out / "tokenizer").is_dir():
-        there = Tokenizer.load(out / "tokenizer")
-        same_dictionary = dictionary_sha256(dictionary) == dictionary_sha256(tokenizer.folder / "dict.txt")
-        if there.sha256 == tokenizer.sha256 and same_dictionary:
-            return
-        if not force:
-            raise MuppetError(
-                f"{out} was binarised with another tokenizer or dictionary than {tokenizer.folder}; choose "
-                f"another --out, or --force to replace its datasets that you name"
-            )
-    out.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(out / "tokenizer")
-    temporary = out / ".dict.txt.partial"
-    shutil.copyfile(tokenizer.folder / "dict.txt", temporary)
-    temporary.replace(dictionary)
-
-
-def _is_stale(entry: Entry, tokenizer: Tokenizer, out: Path, force: bool) -> bool:
-    """Whether the dataset must be made (again)."""
-    folder = out / entry.name
-    if not (folder / "dataset.json").is_file():
-        return True
-    if force:
-        return True
-    meta = read_dataset_json(folder)
-    same = meta["dictionary"] == dictionary_sha256(tokenizer.folder / "dict.txt")
-    if not same or meta.get("tokenizer") != {"type": tokenizer.type, "sha256": tokenizer.sha256}:
-        raise MuppetError(
-            f"{folder} was binarised with another tokenizer or dictionary than {tokenizer.folder}; --force replaces it"
-        )
-    return meta.get("entry") != entry.sha256()
-
-
 def _problems(folder: Path, out: Path) -> list[str]:
     try:
         meta = read_dataset_json(folder)
@@ -159,10 +82,6 @@ def _problems(folder: Path, out: Path) -> list[str]:
     return problems
 
 
-def _warn(sentence: str) -> None:
-    tqdm.write(f"muppet: {sentence}", file=sys.stderr)
-
-
 def _summary(metas: Sequence[dict[str, Any]]) -> str:
     rows = []
     for meta in metas:
@@ -179,6 +98,13 @@ def _summary(metas: Sequence[dict[str, Any]]) -> str:
 def _share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
+        raise ValueError
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
         raise ValueError
     return value
 
@@ -203,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="stop a dataset with a larger share of unusable rows (default: 0.01)",
     )
+    making.add_argument("--jobs", type=_positive, default=1, metavar="N", help="datasets at a time (default: 1)")
     making.add_argument("--force", action="store_true", help="replace datasets that are already there")
     checking = commands.add_parser("check", help="compare a data-bin folder with what was written")
     checking.add_argument("out", type=Path, nargs="?", default=Path("data-bin"))
@@ -224,7 +151,9 @@ def _run(options: argparse.Namespace) -> int:
     entries = [lookup(name) for name in names]
     fetch = Fetch(options.cache or default_cache(), options.raw)
     tokenizer = Tokenizer.load(options.tokenizer)
-    ready, failures = prepare(entries, tokenizer, options.out, fetch, options.max_bad_share, options.force)
+    ready, failures = prepare(
+        entries, tokenizer, options.out, fetch, options.max_bad_share, options.force, options.jobs
+    )
     if ready:
         print(_summary(ready))
     for failure in dict.fromkeys(failures):

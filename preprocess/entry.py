@@ -36,12 +36,14 @@ class HeldOut:
             questions about one passage; None: each example is its own group.
         of: the source's split.
         seed: another number gives another permutation.
+        others: our names of further splits to the source's, taken as they are.
     """
 
     valid: float
     group: Value | None = None
     of: str = "train"
     seed: int = 1
+    others: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,13 @@ class Entry:
         fields: the example's keys (as the family names them) to columns, lists of columns or functions of a row.
         splits: :class:`HeldOut`, or our split names to the source's.
         labels: classification: the classes in order, or the raw values in order with the names to give them;
-            without any, a ``label`` is a number.
+            without any, a ``label`` is a number. Tagging: the tags; without any, those of the training examples.
         metric: one of the family's.
         parts: where one row holds several examples: cuts it into rows.
         licence: as the dataset's authors state it.
         citation: the paper to cite.
         published: our split names to the number of examples that its authors or the hub state, before anything is
-            left out.
+            left out; of :class:`HeldOut`, ``train`` is the published split, before ``valid`` is held out.
         alias: another entry's name: the two hold the same training examples.
         note: what a user should know.
     """
@@ -84,6 +86,13 @@ class Entry:
     def label_names(self) -> list[str]:
         """The classes' names in order; empty where the family has no classes."""
         return list(self.labels.values() if isinstance(self.labels, Mapping) else self.labels)
+
+    @property
+    def split_names(self) -> list[str]:
+        """Our names of its splits."""
+        if isinstance(self.splits, HeldOut):
+            return ["train", "valid", *self.splits.others]
+        return list(self.splits)
 
     def example(self, row: Row) -> dict[str, Any]:
         """Return the canonical example of a row (without ``id``).

@@ -58,13 +58,27 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Required:
-    """A column that is missing in rows without gold label: those are left out."""
+class Text:
+    """A column's text, stripped; rows without any are left out."""
 
     column: str
 
+    def __call__(self, row: Row) -> str:
+        text = row[self.column].strip()
+        if not text:
+            raise LeaveOut(f"its {self.column} is empty")
+        return text
+
+
+@dataclass(frozen=True)
+class Required:
+    """A column that is missing, or holds ``unlabelled``, in rows without gold label: those are left out."""
+
+    column: str
+    unlabelled: Any = None
+
     def __call__(self, row: Row) -> Any:
-        if row.get(self.column) is None:
+        if row.get(self.column) in (None, self.unlabelled):
             raise LeaveOut("no gold label")
         return row[self.column]
 
@@ -115,6 +129,45 @@ class LetteredAnswer:
         if choices.count(choices[right[0]]) > 1:
             raise LeaveOut(TWICE)
         return right[0]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Choices with their labels, as ARC's: ``{"text": [...], "label": ["A", "B", ...]}``."""
+
+    column: str = "choices"
+
+    def __call__(self, row: Row) -> list[str]:
+        return [text.strip() for text in row[self.column]["text"]]
+
+
+@dataclass(frozen=True)
+class LabelledAnswer:
+    """The number (from 0) of the :class:`Labelled` choice whose label, letter or digit, is the answer."""
+
+    column: str = "answerKey"
+    choices: str = "choices"
+
+    def __call__(self, row: Row) -> int:
+        labels, answer = row[self.choices]["label"], row[self.column]
+        if not answer:
+            raise LeaveOut("no gold label")
+        if answer not in labels:
+            raise BadRow(f"its answer {answer!r} is none of its choices' labels")
+        return labels.index(answer)
+
+
+@dataclass(frozen=True)
+class NumberedAnswer:
+    """The number (from 0) of the right choice, from a text that says it, counted from ``first``."""
+
+    column: str
+    first: int = 0
+
+    def __call__(self, row: Row) -> int:
+        if not row[self.column]:
+            raise LeaveOut("no gold label")
+        return int(row[self.column]) - self.first
 
 
 @dataclass(frozen=True)
@@ -180,6 +233,20 @@ class Spans:
         if not text:
             return None
         return re.search(rf"(?<!\w){re.escape(text)}(?!\w)", passage, flags)
+
+
+@dataclass(frozen=True)
+class MarkedSpans:
+    """Gold answers with their places, as SQuAD's: ``{"text": [...], "answer_start": [...]}``.
+
+    Annotators who marked the same span count once.
+    """
+
+    column: str = "answers"
+
+    def __call__(self, row: Row) -> list[dict[str, Any]]:
+        marked = zip(row[self.column]["text"], row[self.column]["answer_start"], strict=True)
+        return [{"text": text, "start": start} for text, start in dict.fromkeys(marked)]
 
 
 @dataclass(frozen=True)

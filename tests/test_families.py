@@ -96,6 +96,19 @@ def test_uniform_summarization_costs_one_whatever_the_lengths_and_the_smoothing(
     torch.testing.assert_close(losses, torch.ones(len(lengths)), atol=1e-5, rtol=0)
 
 
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(2, 500), values)
+def test_uniform_tagging_costs_one_whatever_the_number_of_words(counts, classes, value):
+    is_word = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+    sample = {
+        "net_input": {"src_tokens": torch.zeros(len(counts), 12, dtype=torch.long)},
+        "starts": is_word * (torch.arange(max(counts)) + 1),
+        "target": torch.where(is_word, classes - 1, -1),
+        "num_words": torch.tensor(counts),
+    }
+    losses = scaled_losses("tagging", Constant(classes, value, by_token=True), sample)
+    torch.testing.assert_close(losses, torch.ones(len(counts)), atol=1e-5, rtol=0)
+
+
 def summary_sample(lengths, vocabulary):
     """Targets of these lengths, with tokens of all kinds but padding."""
     is_token = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
@@ -232,6 +245,18 @@ def test_token_span_covers_the_answers_characters():
     assert token_span(offsets, {"text": " tower: ", "start": 3}) == (1, 2)
     assert token_span(offsets, {"text": "88", "start": 12}) == (3, 3)
     assert token_span(offsets, {"text": "the tower: 1889", "start": 0}) == (0, 3)
+
+
+def test_answers_are_scored_by_golds_where_an_example_lists_them():
+    example = {"question": "who?", "passage": "Wick came.", "answers": [{"text": "Wick", "start": 0}]}
+    aliases = example | {"golds": ["Ada Wick", "Mayor Wick"]}
+    spec = DatasetSpec("trivia", "mrc", "squad")
+    family, predictions = FAMILIES["mrc"], [{"text": "the mayor, Wick"}]
+    assert family.evaluate(predictions, [example], spec) == {"f1": pytest.approx(2 / 3), "em": 0.0}
+    assert family.evaluate(predictions, [aliases], spec) == {"f1": 1.0, "em": 1.0}
+    assert family.check(aliases, ()) is None
+    for golds in ([], ["Wick", " "]):
+        assert family.check(example | {"golds": golds}, ()) == "it lists no gold text, or an empty one"
 
 
 def mrc_sample(passages: list[dict], width: int) -> dict:

@@ -170,6 +170,11 @@ class TestFields:
         row = {"a": " one\n", "b": "two\nPlease choose", "label": None}
         assert Joined("a", Before("b", "\nPlease"))(row) == "one two"
         assert Required("a")(row) == " one\n"
+        for unlabelled in ({"label": None}, {}, {"label": -1}):
+            with pytest.raises(LeaveOut, match="no gold label"):
+                Required("label", unlabelled=-1)(unlabelled)
+        assert Required("label", unlabelled=-1)({"label": 0}) == 0
+        assert Required("label")({"label": -1}) == -1
         with pytest.raises(LeaveOut, match="no gold label"):
             Required("label")(row)
 
@@ -358,6 +363,20 @@ class TestHoldOut:
         numbers = [{example["inputs"][1] for example in split} for split in examples.values()]
         assert [len(split) for split in numbers] == [6, 6]
         assert numbers[0].isdisjoint(numbers[1])
+
+    def test_published_splits_stay_as_they_are(self, raw: Path) -> None:
+        rows = nli_rows(40)
+        source = write_wheel(raw, {"toy/all.jsonl": rows[:30], "toy/exam.jsonl": [*rows[28:], rows[39]]})
+        source = dataclasses.replace(source, paths=("toy/{split}.jsonl",))
+        entry = nli_entry(source, splits=HeldOut(6, of="all", others={"test": "exam"}))
+        splits = convert(entry, Fetch(raw, raw), max_bad_share=0)
+        assert list(splits) == entry.split_names == ["train", "valid", "test"]
+        premises = {name: [e["inputs"][0] for e in split.examples] for name, split in splits.items()}
+        assert [len(premises[name]) for name in splits] == [24, 6, 12]
+        assert premises["test"] == [row["premise"] for row in rows[28:]]
+        assert sorted(premises["train"] + premises["valid"]) == sorted(row["premise"] for row in rows[:30])
+        assert splits["test"].account.dropped == {"duplicate": 1}
+        assert splits["train"].account.dropped == {}
 
 
 class TestCatalog:
@@ -871,7 +890,8 @@ class TestCommand:
         assert len(lines) == len(CATALOG) + 2
         assert any("mini_boolq" in line and "CC BY-SA 3.0" in line and "combined.jsonl" in line for line in lines)
         assert command.main(["list", "--family", "mrc"]) == 0
-        assert len(capsys.readouterr().out.splitlines()) == 5
+        of_family = [entry for entry in CATALOG.values() if entry.family == "mrc"]
+        assert len(capsys.readouterr().out.splitlines()) == len(of_family) + 2
         assert command.main(["list", "--family", "mcr"]) == 1
         assert "did you mean 'mrc'?" in capsys.readouterr().err
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from muppet_fairseq.data.tokenizer import Tokenizer
-from preprocess.__main__ import prepare
+from preprocess.prepare import prepare
 from preprocess.download import Fetch
 from tests.toy_data import nli_entry, nli_rows, write_bert_tokenizer, write_wheel
 

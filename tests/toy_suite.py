@@ -14,6 +14,7 @@ from typing import Any
 
 from muppet_fairseq.data.tokenizer import Tokenizer
 from muppet_fairseq.tasks.muppet import MuppetTask, MuppetTaskConfig
+from muppet_fairseq.trees import Tree
 from preprocess.binarize import binarize
 from preprocess.convert import Account, Split
 from preprocess.download import PackageFile
@@ -28,8 +29,8 @@ BART_NAMES = (*NAMES, "summaries")
 
 
 def write_data_bin(folder: Path) -> Path:
-    """Binarise the toy datasets: ``animals`` and ``pairs`` (classification), ``choices``, ``spans``, ``summaries``
-    and ``counts`` (regression)."""
+    """Binarise the toy datasets: ``animals`` and ``pairs`` (classification), ``choices``, ``spans``, ``summaries``,
+    ``counts`` (regression), ``tags`` and ``trees`` (tagging: of chunks, and of what trees are made of)."""
     tokenizer = Tokenizer.load(write_bert_tokenizer(folder / "tokenizer", words=(*WORDS, "the", "is", "who")))
     out = folder / "data-bin"
     out.mkdir()
@@ -41,7 +42,7 @@ def write_data_bin(folder: Path) -> Path:
             split: Split([{"id": f"{split}-{i}", **make(rng)} for i in range(count)], Account())
             for split, count in {"train": _TRAIN[name], "valid": 24}.items()
         }
-        binarize(_entry(name, family, labels, metric), splits, tokenizer, out)
+        binarize(toy_entry(name, family, labels, metric), splits, tokenizer, out)
     return out
 
 
@@ -84,6 +85,27 @@ def _count(rng: random.Random) -> dict[str, Any]:
     return {"inputs": [" ".join(words)], "label": words.count("dog") + 0.25 * words.count("cat")}
 
 
+def _tagged(rng: random.Random) -> dict[str, Any]:
+    """Animals are chunks, with ``the`` before them if it is there; some words have several tokens."""
+    words, tags = [], []
+    for _ in range(rng.randint(1, 6)):
+        words.append(rng.choice((*WORDS, "the", "is", "who", "bee", "moth")))
+        tag = "I-NP" if words[-2:-1] == ["the"] else "B-NP"
+        tags.append({"is": "B-VP", "who": "O", "the": "B-NP"}.get(words[-1], tag))
+    return {"words": words, "tags": tags}
+
+
+def _parsed(rng: random.Random) -> dict[str, Any]:
+    def noun() -> tuple:
+        animal = ("NN", rng.choice(WORDS))
+        return ("NP", animal) if rng.random() < 0.5 else ("NP", ("DT", "the"), animal)
+
+    verb = ("VP", ("VB", "is"), noun()) if rng.random() < 0.7 else ("VP", ("VB", "is"))
+    subject = ("NP-SBJ", noun(), ("SBAR", ("WP", "who"), ("VP", ("VB", "is")))) if rng.random() < 0.3 else noun()
+    tree = Tree.from_nested(("S", subject, verb, (".", ".")))
+    return {"words": list(tree.words), "tags": tree.labels(), "tree": tree.text()}
+
+
 _DATASETS = {
     "animals": ("classification", ("0", "1"), "f1", _animal),
     "pairs": ("classification", ("same", "other", "none"), "accuracy", _pair),
@@ -91,11 +113,14 @@ _DATASETS = {
     "spans": ("mrc", (), "squad", _span),
     "summaries": ("summarization", (), "rouge1", _summary),
     "counts": ("regression", (), "pearson", _count),
+    "tags": ("tagging", (), "chunk_f1", _tagged),
+    "trees": ("tagging", (), "bracket_f1", _parsed),
 }
 _TRAIN = {"animals": 150, "pairs": 61, "choices": 90, "spans": 45, "summaries": 60, "counts": 70}
+_TRAIN |= {"tags": 120, "trees": 120}
 
 
-def _entry(name: str, family: str, labels: tuple[str, ...], metric: str) -> Entry:
+def toy_entry(name: str, family: str, labels: tuple[str, ...], metric: str) -> Entry:
     return Entry(
         name=name,
         family=family,

@@ -1,8 +1,7 @@
 """From text to dictionary indices, with the characters that each token covers.
 
-A tokenizer is a folder: ``config.json`` (``{"type": "bert"}`` or ``{"type": "gpt2"}``), the files of that type
-(:data:`FILES`) and ``dict.txt``, a fairseq dictionary. Both types run on Hugging Face ``tokenizers``, which
-gives the same ids as fairseq's own GPT-2 BPE, in parallel and with character offsets.
+A tokenizer is a folder: ``config.json`` (``{"type": "gpt2"}``, say), the files of that type (:data:`FILES`) and
+``dict.txt``, a fairseq dictionary. The indices are those that fairseq's own encoder of the type gives.
 """
 
 from __future__ import annotations
@@ -11,31 +10,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import tokenizers
 from fairseq.data import Dictionary
 
+from muppet_fairseq.data.tokenizer_types import TYPES, Encoding, TokenizerType
 from muppet_fairseq.errors import MuppetError
 
 #: the files of each type beside ``config.json`` and ``dict.txt``
-FILES = {"bert": ("tokenizer.json",), "gpt2": ("encoder.json", "vocab.bpe")}
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """The tokens of one text, special tokens not among them.
-
-    ``ids``: dictionary indices, int32 ``[tokens]``. ``offsets``: first character and one past the last, int32
-    ``[tokens, 2]``; both columns never decrease. The spaces before a word belong to no token, a token of spaces
-    only covers nothing, and the tokens of one character (an emoji has four bytes) all cover that character.
-    """
-
-    ids: np.ndarray
-    offsets: np.ndarray
+FILES = {kind: tokenizer_type.files for kind, tokenizer_type in TYPES.items()}
 
 
 class Tokenizer:
@@ -48,15 +33,16 @@ class Tokenizer:
         sha256: fingerprint of the type and its files; ``dict.txt`` has its own (:func:`dictionary_sha256`).
     """
 
-    def __init__(self, folder: Path, kind: str, backend: tokenizers.Tokenizer, dictionary: Dictionary) -> None:
+    def __init__(self, folder: Path, kind: str, backend: TokenizerType, dictionary: Dictionary) -> None:
         self.folder = folder
         self.type = kind
         self.dictionary = dictionary
         self.sha256 = _fingerprint(folder, kind)
         self._backend = backend
-        self._index_of = _dictionary_indices(folder, kind, backend, dictionary)
-        self._id_of = np.zeros(len(dictionary), dtype=np.intp)
-        self._id_of[self._index_of] = np.arange(len(self._index_of))
+
+    def __reduce__(self) -> tuple[Callable[[Path], Tokenizer], tuple[Path]]:
+        """To another process goes the folder's name: not all types can be pickled."""
+        return Tokenizer.load, (self.folder,)
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -70,28 +56,30 @@ class Tokenizer:
         for name in (*FILES[kind], "dict.txt"):
             if not (folder / name).is_file():
                 raise MuppetError(f"tokenizer folder {folder} has no {name}, which type {kind!r} needs; add it")
+        dictionary = load_dictionary(folder / "dict.txt")
         try:
-            backend = _bert(folder) if kind == "bert" else _gpt2(folder)
-        except Exception as error:  # the backend raises plain Exception for a damaged file
+            backend = TYPES[kind](folder, dictionary)
+        except MuppetError:
+            raise
+        except Exception as error:  # the libraries raise what they like for a damaged file
             names = " or ".join(FILES[kind])
-            raise MuppetError(f"tokenizer folder {folder}: {names} is damaged ({error}); copy it there again") from None
-        return cls(folder, kind, backend, load_dictionary(folder / "dict.txt"))
+            reason = " ".join(str(error).split())
+            raise MuppetError(
+                f"tokenizer folder {folder}: {names} is damaged ({reason}); copy it there again"
+            ) from None
+        return cls(folder, kind, backend, dictionary)
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
-        """Encode texts, many at a time: they are shared out to all CPU cores."""
-        return [
-            Encoding(self._ids(encoded.ids), np.array(encoded.offsets, dtype=np.int32).reshape(-1, 2))
-            for encoded in self._backend.encode_batch(list(texts), add_special_tokens=False)
-        ]
+        """Encode texts, many at a time: they are shared out to all CPU cores where the type can."""
+        return self._backend.encode(texts)
 
     def encode_with_eos(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Encode texts to dictionary indices with ``</s>`` at the end, int32 ``[tokens + 1]`` each."""
-        batch = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [self.with_eos(self._ids(encoded.ids)) for encoded in batch]
+        return [self.with_eos(ids) for ids in self._backend.encode_ids(texts)]
 
     def decode(self, indices: Sequence[int]) -> str:
         """Turn dictionary indices ``[n]``, special tokens left out, back into a text."""
-        return self._backend.decode(self._id_of[np.asarray(indices, dtype=np.intp)].tolist()).strip()
+        return self._backend.decode(np.asarray(indices, dtype=np.intp)).strip()
 
     def with_eos(self, ids: np.ndarray) -> np.ndarray:
         """Return ``ids`` ``[n]`` followed by ``</s>``, ``[n + 1]``."""
@@ -105,9 +93,6 @@ class Tokenizer:
             temporary = folder / f".{name}.partial"
             shutil.copyfile(self.folder / name, temporary)
             os.replace(temporary, folder / name)
-
-    def _ids(self, ids: list[int]) -> np.ndarray:
-        return self._index_of[np.array(ids, dtype=np.intp)]
 
 
 def load_dictionary(path: Path) -> Dictionary:
@@ -156,43 +141,8 @@ def _type(folder: Path) -> str:
     return kind
 
 
-def _bert(folder: Path) -> tokenizers.Tokenizer:
-    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    backend.no_truncation()
-    backend.no_padding()
-    if backend.decoder is None:
-        backend.decoder = tokenizers.decoders.WordPiece()
-    return backend
-
-
-def _gpt2(folder: Path) -> tokenizers.Tokenizer:
-    files = (str(folder / name) for name in FILES["gpt2"])
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE(*tokenizers.models.BPE.read_file(*files)))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    # takes the blank before a word out of its token's offsets, as the span of an answer needs it
-    backend.post_processor = tokenizers.processors.ByteLevel(add_prefix_space=False, trim_offsets=True)
-    backend.decoder = tokenizers.decoders.ByteLevel()
-    return backend
-
-
 def _fingerprint(folder: Path, kind: str) -> str:
     digest = hashlib.sha256(kind.encode())
     for name in FILES[kind]:
         digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
     return digest.hexdigest()
-
-
-def _dictionary_indices(folder: Path, kind: str, backend: tokenizers.Tokenizer, dictionary: Dictionary) -> np.ndarray:
-    """The dictionary index of each backend id, int32 ``[largest id + 1]``; unk where there is none."""
-    vocabulary = backend.get_vocab(with_added_tokens=True)
-    index_of = np.full(max(vocabulary.values()) + 1, dictionary.unk(), dtype=np.int32)
-    for token, number in vocabulary.items():
-        # fairseq's published GPT-2 dictionaries hold the ids themselves, as decimal strings
-        index_of[number] = dictionary.index(token if kind == "bert" else str(number))
-    known = int((index_of != dictionary.unk()).sum())
-    if 2 * known < len(vocabulary):
-        raise MuppetError(
-            f"tokenizer folder {folder}: dict.txt knows only {known} of the tokenizer's {len(vocabulary)} "
-            f"tokens; put the dictionary of this tokenizer there"
-        )
-    return index_of

@@ -6,7 +6,8 @@ from muppet_fairseq.families.commonsense import Commonsense
 from muppet_fairseq.families.mrc import MRC
 from muppet_fairseq.families.regression import Regression
 from muppet_fairseq.families.summarization import Summarization
+from muppet_fairseq.families.tagging import Tagging
 
-_ALL = (Classification(), Commonsense(), MRC(), Summarization(), Regression())
+_ALL = (Classification(), Commonsense(), MRC(), Summarization(), Regression(), Tagging())
 
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}

@@ -166,6 +166,8 @@ class Family(ABC):
     metric_names: tuple[str, ...]
     #: the raw example's key that holds what is to be predicted
     gold: str
+    #: the raw example's key with a list of classes, for datasets whose catalog entry cannot name them beforehand
+    labels_key: str | None = None
     #: whether it needs a decoder that writes text (BART's)
     generates = False
 

@@ -132,7 +132,7 @@ class MRCDataset(FamilyDataset):
         if not self.training:
             raw = self.data.raw(example)
             item["passage"] = raw["passage"]
-            item["golds"] = [answer["text"] for answer in raw["answers"]]
+            item["golds"] = gold_texts(raw)
             item["entities"] = raw.get("entities", [])
             item["offsets"] = self.offsets[self.passage_of[example]].reshape(-1, 2)
         return item
@@ -174,6 +174,8 @@ class MRC(Family):
                     return f"an {what} of it is empty"
                 if start < 0 or passage[start : start + len(text)] != text:
                     return f"its passage does not have the {what} {text[:40]!r} at character {start}"
+        if "golds" in example and not (example["golds"] and all(gold.strip() for gold in example["golds"])):
+            return "it lists no gold text, or an empty one"
         return None
 
     def encode(self, examples: list[dict[str, Any]], tokenizer: Tokenizer, labels: Sequence[str]) -> dict[str, list]:
@@ -244,9 +246,15 @@ class MRC(Family):
     def evaluate(
         self, predictions: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]], spec: DatasetSpec
     ) -> dict[str, float]:
-        golds = [[answer["text"] for answer in example["answers"]] for example in examples]
+        golds = [gold_texts(example) for example in examples]
         scores = _scores([prediction["text"] for prediction in predictions], golds, spec)
         return self.metrics(np.array([*scores.sum(axis=0), len(scores)]), spec)
+
+
+def gold_texts(example: dict[str, Any]) -> list[str]:
+    """The texts that an answer to the example is compared with: its ``golds`` where it lists them (TriviaQA counts
+    every alias, whether the passage has it or not), else its answers'."""
+    return example["golds"] if "golds" in example else [answer["text"] for answer in example["answers"]]
 
 
 def _scores(texts: Sequence[str], golds: Sequence[Sequence[str]], spec: DatasetSpec) -> np.ndarray:

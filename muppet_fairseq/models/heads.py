@@ -26,18 +26,25 @@ class SentenceHead(nn.Module):
         return self.out_proj(self.dropout(hidden))
 
 
-class SpanHead(nn.Module):
-    """Start and end scores of every position. Input ``[R, T, D]``, output ``[R, T, 2]``."""
+class TokenHead(nn.Module):
+    """Dropout and a projection at every position. Input ``[R, T, D]``, output ``[R, T, num_outputs]``."""
 
     level = "token"
 
-    def __init__(self, dim: int, dropout: float) -> None:
+    def __init__(self, dim: int, num_outputs: int, dropout: float) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.out_proj = nn.Linear(dim, 2)
+        self.out_proj = nn.Linear(dim, num_outputs)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.out_proj(self.dropout(features))
+
+
+class SpanHead(TokenHead):
+    """Start and end scores of every position: two outputs."""
+
+    def __init__(self, dim: int, dropout: float) -> None:
+        super().__init__(dim, 2, dropout)
 
 
 class SpectralNorm(nn.Module):

@@ -6,10 +6,10 @@ To add a dataset, write its :class:`preprocess.entry.Entry` into the module of i
 from __future__ import annotations
 
 from muppet_fairseq.errors import MuppetError, nearest
-from preprocess.catalog import classification, commonsense, mini, mrc, regression, summarization
+from preprocess.catalog import classification, commonsense, mini, mrc, regression, summarization, tagging
 from preprocess.entry import Entry
 
-_MODULES = (classification, summarization, commonsense, mrc, regression, mini)
+_MODULES = (classification, summarization, commonsense, mrc, regression, tagging, mini)
 
 CATALOG: dict[str, Entry] = {entry.name: entry for module in _MODULES for entry in module.ENTRIES}
 

@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
-from preprocess.entry import Entry
+from preprocess.download import Hub
+from preprocess.entry import UNSTATED, Entry
 
-ENTRIES: tuple[Entry, ...] = ()
+ENTRIES: tuple[Entry, ...] = (
+    Entry(
+        "stsb",
+        "regression",
+        Hub("nyu-mll/glue", "stsb"),
+        {"inputs": ["sentence1", "sentence2"], "label": "label"},
+        {"train": "train", "valid": "validation"},
+        metric="pearson",
+        published={"train": 5_749, "valid": 1_500},
+        licence=UNSTATED,
+        citation="Cer et al. 2017, SemEval-2017 Task 1: Semantic Textual Similarity, arXiv:1708.00055",
+        note="Similarity from 0 to 5.",
+    ),
+)

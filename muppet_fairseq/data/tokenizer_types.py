@@ -1,0 +1,346 @@
+"""The types of tokenizers. Each is one class and one line of :data:`TYPES`.
+
+A type gives the dictionary indices that fairseq's own encoder of that name and ``Dictionary.encode_line`` give,
+with the characters that each token covers, for many texts at a time.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import tokenizers
+from fairseq.data import Dictionary
+
+from muppet_fairseq.errors import MuppetError
+
+#: entries of the caches of pieces and words
+CACHE = 2**17
+#: a longer word (a sentence of Chinese) seldom comes again, and would fill the cache (characters)
+CACHED_WORD = 32
+#: what ``Dictionary.encode_line`` takes for one token
+TOKEN = re.compile(r"\S+")
+#: sentencepiece's blank
+BLANK = "\u2581"
+#: fastBPE's marks: the end of a word in the codes, a piece that another follows in the dictionary
+END_OF_WORD, CONTINUED = "</w>", "@@"
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """The tokens of one text, special tokens not among them.
+
+    ``ids``: dictionary indices, int32 ``[tokens]``. ``offsets``: first character and one past the last, int32
+    ``[tokens, 2]``; both columns never decrease. The spaces before a word belong to no token, a token of spaces
+    only covers nothing, and the tokens of one character (an emoji has four bytes) all cover that character.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+
+
+class TokenizerType(ABC):
+    """A type of tokenizer, made of the files of a folder and its dictionary.
+
+    ``__init__(folder, dictionary)`` raises any exception for files that are damaged and MuppetError, one sentence,
+    for all else. ``files``: what it reads beside ``config.json`` and ``dict.txt``.
+    """
+
+    files: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def __init__(self, folder: Path, dictionary: Dictionary) -> None: ...
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> list[Encoding]:
+        """Encode texts, with offsets."""
+
+    @abstractmethod
+    def encode_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Encode texts to dictionary indices, int32 ``[tokens]`` each."""
+
+    @abstractmethod
+    def decode(self, indices: np.ndarray) -> str:
+        """Turn dictionary indices, int ``[n]``, back into a text."""
+
+
+class HuggingFace(TokenizerType):
+    """Hugging Face ``tokenizers``: in parallel on all cores."""
+
+    def __init__(self, folder: Path, dictionary: Dictionary) -> None:
+        self._backend = self.load(folder)
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        # the dictionary index of each backend id; unk where there is none
+        self._index_of = np.full(max(vocabulary.values()) + 1, dictionary.unk(), dtype=np.int32)
+        for token, number in vocabulary.items():
+            self._index_of[number] = dictionary.index(self.symbol(token, number))
+        _check_dictionary(folder, int((self._index_of != dictionary.unk()).sum()), len(vocabulary))
+        self._id_of = np.zeros(len(dictionary), dtype=np.intp)
+        self._id_of[self._index_of] = np.arange(len(self._index_of))
+
+    @abstractmethod
+    def load(self, folder: Path) -> tokenizers.Tokenizer:
+        """Make the backend of the folder's files."""
+
+    @abstractmethod
+    def symbol(self, token: str, number: int) -> str:
+        """What ``dict.txt`` calls the backend's token."""
+
+    def encode(self, texts: Sequence[str]) -> list[Encoding]:
+        return [
+            Encoding(self._ids(encoded.ids), np.array(encoded.offsets, dtype=np.int32).reshape(-1, 2))
+            for encoded in self._backend.encode_batch(list(texts), add_special_tokens=False)
+        ]
+
+    def encode_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
+        batch = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [self._ids(encoded.ids) for encoded in batch]
+
+    def decode(self, indices: np.ndarray) -> str:
+        return self._backend.decode(self._id_of[indices].tolist())
+
+    def _ids(self, ids: list[int]) -> np.ndarray:
+        return self._index_of[np.array(ids, dtype=np.intp)]
+
+
+class Bert(HuggingFace):
+    """BERT's WordPiece, as ``transformers`` saves it."""
+
+    files = ("tokenizer.json",)
+
+    def load(self, folder: Path) -> tokenizers.Tokenizer:
+        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        backend.no_truncation()
+        backend.no_padding()
+        if backend.decoder is None:
+            backend.decoder = tokenizers.decoders.WordPiece()
+        return backend
+
+    def symbol(self, token: str, number: int) -> str:
+        return token
+
+
+class Gpt2(HuggingFace):
+    """fairseq's ``--bpe gpt2``: the byte-level BPE of RoBERTa and BART."""
+
+    files = ("encoder.json", "vocab.bpe")
+
+    def load(self, folder: Path) -> tokenizers.Tokenizer:
+        files = (str(folder / name) for name in self.files)
+        backend = tokenizers.Tokenizer(tokenizers.models.BPE(*tokenizers.models.BPE.read_file(*files)))
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        # takes the blank before a word out of its token's offsets, as the span of an answer needs it
+        backend.post_processor = tokenizers.processors.ByteLevel(add_prefix_space=False, trim_offsets=True)
+        backend.decoder = tokenizers.decoders.ByteLevel()
+        return backend
+
+    def symbol(self, token: str, number: int) -> str:
+        # fairseq's published GPT-2 dictionaries hold the ids themselves, as decimal strings
+        return str(number)
+
+
+class SentencePiece(TokenizerType):
+    """fairseq's ``--bpe sentencepiece``: in parallel on all cores.
+
+    The library gives a character that normalisation takes apart (a ligature, say) to one of its tokens
+    only, so the offsets come from its normaliser: the pieces one after the other are the text that it makes.
+    """
+
+    files = ("sentencepiece.bpe.model",)
+
+    def __init__(self, folder: Path, dictionary: Dictionary) -> None:
+        try:
+            from sentencepiece import SentencePieceProcessor
+        except ImportError:
+            raise MuppetError(
+                f"tokenizer folder {folder}: type 'sentencepiece' needs a package; pip install sentencepiece"
+            ) from None
+        self._processor = processor = SentencePieceProcessor()
+        processor.LoadFromSerializedProto((folder / self.files[0]).read_bytes())
+        ids = range(processor.GetPieceSize())
+        self._bytes = {processor.IdToPiece(i) for i in ids if processor.IsByte(i)}
+        pieces = {processor.IdToPiece(i) for i in ids if not (processor.IsControl(i) or processor.IsUnknown(i))}
+        pieces -= self._bytes
+        _check_dictionary(folder, sum(piece in dictionary for piece in pieces), len(pieces))
+        self._dictionary = dictionary
+        self._tokens = lru_cache(CACHE)(
+            lambda piece: _tokens(piece, 1 if piece in self._bytes else len(piece), dictionary)
+        )
+
+    def encode(self, texts: Sequence[str]) -> list[Encoding]:
+        return [self._encoding(text, pieces) for text, pieces in zip(texts, self._pieces(texts), strict=True)]
+
+    def encode_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
+        tokens = self._tokens
+        return [
+            np.array([index for piece in pieces for index, _, _ in tokens(piece)], dtype=np.int32)
+            for pieces in self._pieces(texts)
+        ]
+
+    def decode(self, indices: np.ndarray) -> str:
+        return self._processor.Decode([self._dictionary[index] for index in indices]) if len(indices) else ""
+
+    def _pieces(self, texts: Sequence[str]) -> list[list[str]]:
+        return self._processor.Encode(list(texts), out_type=str)
+
+    def _encoding(self, text: str, pieces: list[str]) -> Encoding:
+        # character i of the normal text comes from the characters starts[i] to ends[i] of the text: to where the
+        # next one starts that does not come from the same place
+        normal, starts = self._processor.Normalize(text, with_offsets=True)
+        ends = starts[1:]
+        for i in range(len(ends) - 2, -1, -1):
+            if ends[i] == starts[i]:
+                ends[i] = ends[i + 1]
+        ids, offsets = [], []
+        for piece, place in zip(pieces, self._places(pieces, normal), strict=True):
+            for index, first, last in self._tokens(piece):
+                first, last = place + first, place + last
+                while first < last and normal[first] == BLANK:
+                    first += 1
+                while first < last and normal[last - 1] == BLANK:
+                    last -= 1
+                ids.append(index)
+                offsets += (starts[first], ends[last - 1] if first < last else starts[first])
+        encoding = _encoding(ids, offsets)
+        # a blank may come from the midst of a character, as in a ligature of several words
+        np.maximum.accumulate(encoding.offsets[:, 1], out=encoding.offsets[:, 1])
+        return encoding
+
+    def _places(self, pieces: list[str], normal: str) -> Iterator[int]:
+        """Where in the normal text each piece starts."""
+        place, left = 0, 0
+        for piece in pieces:
+            yield place
+            if piece in self._bytes:
+                # one of the UTF-8 bytes of a character that the model does not know
+                left = (left or len(normal[place].encode())) - 1
+                place += left == 0
+            else:
+                place += len(piece)
+
+
+class FastBPE(TokenizerType):
+    """fairseq's ``--bpe fastbpe``.
+
+    The codes are applied here, by the algorithm of the package ``fastBPE``, and not by the package: that must be
+    compiled, gives no offsets, and works out every word anew, where most words of a text come again and again.
+    Hugging Face's BPE would not do: it makes one merge at a time where fastBPE makes all of a rank, which differs
+    for codes that reach a piece in two ways.
+    """
+
+    files = ("codes",)
+
+    def __init__(self, folder: Path, dictionary: Dictionary) -> None:
+        text = (folder / self.files[0]).read_bytes().decode()
+        # not splitlines(): a piece may hold any character but the space and the line feed
+        lines = [line.split(" ") for line in text.removesuffix("\n").split("\n")]
+        for number, columns in enumerate(lines, 1):
+            if len(columns) not in (2, 3) or not all(columns):
+                raise ValueError(f"line {number} is not 'piece piece count'")
+        self._rank = {(first, second): rank for rank, (first, second, *_) in enumerate(lines)}
+        self._dictionary = dictionary
+        self._cached_word = lru_cache(CACHE)(self._word)
+        made = {(first + second).removesuffix(END_OF_WORD) for first, second in self._rank}
+        pieces = [symbol.removesuffix(CONTINUED) for symbol in dictionary.symbols[dictionary.nspecial :]]
+        # counted the other way round than for the other types: many a piece of the codes is always merged on
+        known = sum(len(piece) == 1 or piece in made for piece in pieces)
+        if 2 * known <= len(pieces):
+            raise MuppetError(
+                f"tokenizer folder {folder}: the codes make only {known} of the {len(pieces)} tokens of dict.txt; "
+                f"put the dictionary of this tokenizer there"
+            )
+
+    def encode(self, texts: Sequence[str]) -> list[Encoding]:
+        encodings = []
+        for text in texts:
+            ids, offsets, place = [], [], 0
+            for word in text.split(" "):
+                indices, edges = self._tokens(word)
+                ids += indices
+                offsets += [place + edge for edge in edges]
+                place += len(word) + 1
+            encodings.append(_encoding(ids, offsets))
+        return encodings
+
+    def encode_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [
+            np.array([index for word in text.split(" ") for index in self._tokens(word)[0]], dtype=np.int32)
+            for text in texts
+        ]
+
+    def decode(self, indices: np.ndarray) -> str:
+        text = " ".join([self._dictionary[index] for index in indices])
+        return f"{text} ".replace(f"{CONTINUED} ", "")
+
+    def _tokens(self, word: str) -> tuple[list[int], list[int]]:
+        return (self._cached_word if len(word) <= CACHED_WORD else self._word)(word)
+
+    def _word(self, word: str) -> tuple[list[int], list[int]]:
+        """The indices of a word's tokens and, one after the other, their offsets in it."""
+        *front, back = self._merged(word)
+        symbols = [piece + CONTINUED for piece in front] + [back.removesuffix(END_OF_WORD)]
+        ids, edges, place = [], [], 0
+        for symbol, size in zip(symbols, [*map(len, front), len(symbols[-1])], strict=True):
+            for index, first, last in _tokens(symbol, size, self._dictionary):
+                ids.append(index)
+                edges += (place + first, place + last)
+            place += size
+        return ids, edges
+
+    def _merged(self, word: str) -> list[str]:
+        """The pieces of a word, the last with the mark of its end."""
+        # a NUL ends the word for fastBPE when it cuts it into characters, so what follows stays in one piece
+        cut = max(len((word + "\0").partition("\0")[0]) - 1, 0)
+        pieces = [*word[:cut], word[cut:] + END_OF_WORD]
+        never = len(self._rank)
+        ranks = [self._rank.get(pair, never) for pair in pairwise(pieces)]
+        while ranks and (best := min(ranks)) < never:
+            # all pairs of this rank, from the left, before those that the merges make
+            while best in ranks:
+                place = ranks.index(best)
+                pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
+                del ranks[place]
+                for i in range(max(place - 1, 0), min(place + 1, len(ranks))):
+                    ranks[i] = self._rank.get((pieces[i], pieces[i + 1]), never)
+        return pieces
+
+
+#: a tokenizer folder's ``type`` and what reads it
+TYPES: dict[str, type[TokenizerType]] = {
+    "bert": Bert,
+    "gpt2": Gpt2,
+    "sentencepiece": SentencePiece,
+    "fastbpe": FastBPE,
+}
+
+
+def _tokens(piece: str, size: int, dictionary: Dictionary) -> list[tuple[int, int, int]]:
+    """The tokens of a piece that stands for ``size`` characters: index, first character and one past the last.
+
+    It is one as a rule; but ``Dictionary.encode_line`` splits at every white space, which a piece may hold or be.
+    """
+    if piece.split() == [piece]:
+        return [(dictionary.index(piece), 0, size)]
+    return [
+        (dictionary.index(match[0]), min(match.start(), size), min(match.end(), size))
+        for match in TOKEN.finditer(piece)
+    ]
+
+
+def _encoding(ids: list[int], offsets: list[int]) -> Encoding:
+    return Encoding(np.array(ids, dtype=np.int32), np.array(offsets, dtype=np.int32).reshape(-1, 2))
+
+
+def _check_dictionary(folder: Path, known: int, tokens: int) -> None:
+    if 2 * known < tokens:
+        raise MuppetError(
+            f"tokenizer folder {folder}: dict.txt knows only {known} of the tokenizer's {tokens} tokens; put the "
+            f"dictionary of this tokenizer there"
+        )

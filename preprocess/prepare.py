@@ -1,0 +1,112 @@
+"""Preparing datasets: those that are up to date stay, the others are made again, several at a time if wanted."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256
+from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.spec import read_dataset_json
+from preprocess.binarize import binarize
+from preprocess.convert import convert
+from preprocess.download import Fetch
+from preprocess.entry import Entry
+from preprocess.jobs import in_processes, own_position
+
+
+def prepare(
+    entries: Sequence[Entry],
+    tokenizer: Tokenizer,
+    out: Path,
+    fetch: Fetch,
+    max_bad_share: float = 0.01,
+    force: bool = False,
+    jobs: int = 1,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Fetch, convert and binarise datasets into ``out``, where those that are up to date stay as they are.
+
+    A dataset that fails does not keep the others from being prepared. With several ``jobs``, as many datasets are
+    prepared at a time, each in a process of its own.
+
+    Returns:
+        the ``dataset.json`` of each dataset that is ready, and one sentence for each that failed.
+
+    Raises:
+        MuppetError: ``out`` or a dataset in it belongs to another tokenizer, and ``force`` is not set.
+    """
+    _claim(out, tokenizer, force)
+    stale = {entry.name: _is_stale(entry, tokenizer, out, force) for entry in entries}
+    ready: dict[str, dict[str, Any]] = {}
+    failures = []
+    ready.update({name: read_dataset_json(out / name) for name, is_stale in stale.items() if not is_stale})
+    make = partial(_make, tokenizer, out, fetch, max_bad_share)
+    wanted = [entry for entry in entries if stale[entry.name]]
+    done = map(make, wanted) if jobs == 1 or len(wanted) < 2 else in_processes(make, wanted, jobs)
+    for entry, result in zip(wanted, done, strict=True):
+        if isinstance(result, MuppetError):
+            failures.append(str(result))
+        else:
+            ready[entry.name] = result
+    return [ready[entry.name] for entry in entries if entry.name in ready], failures
+
+
+def _make(
+    tokenizer: Tokenizer, out: Path, fetch: Fetch, max_bad_share: float, entry: Entry
+) -> dict[str, Any] | MuppetError:
+    """Prepare one dataset and return its ``dataset.json``, or why it cannot be made."""
+    with tqdm(desc=entry.name, unit=" examples", disable=None, position=own_position()) as bar:
+        try:
+            splits = convert(entry, fetch, max_bad_share, warn=_warn)
+            sizes = [split.size for split in splits.values()]
+            bar.total = None if None in sizes else sum(sizes)
+            return binarize(entry, splits, tokenizer, out, bar.update)
+        except MuppetError as error:
+            return error
+
+
+def _claim(out: Path, tokenizer: Tokenizer, force: bool) -> None:
+    """Make ``out`` a folder of this tokenizer's datasets."""
+    dictionary = out / "dict.txt"
+    # dict.txt is written last: a folder with it has its tokenizer, too
+    if dictionary.is_file() and (out / "tokenizer").is_dir():
+        there = Tokenizer.load(out / "tokenizer")
+        same_dictionary = dictionary_sha256(dictionary) == dictionary_sha256(tokenizer.folder / "dict.txt")
+        if there.sha256 == tokenizer.sha256 and same_dictionary:
+            return
+        if not force:
+            raise MuppetError(
+                f"{out} was binarised with another tokenizer or dictionary than {tokenizer.folder}; choose "
+                f"another --out, or --force to replace its datasets that you name"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(out / "tokenizer")
+    temporary = out / ".dict.txt.partial"
+    shutil.copyfile(tokenizer.folder / "dict.txt", temporary)
+    temporary.replace(dictionary)
+
+
+def _is_stale(entry: Entry, tokenizer: Tokenizer, out: Path, force: bool) -> bool:
+    """Whether the dataset must be made (again)."""
+    folder = out / entry.name
+    if not (folder / "dataset.json").is_file():
+        return True
+    if force:
+        return True
+    meta = read_dataset_json(folder)
+    same = meta["dictionary"] == dictionary_sha256(tokenizer.folder / "dict.txt")
+    if not same or meta.get("tokenizer") != {"type": tokenizer.type, "sha256": tokenizer.sha256}:
+        raise MuppetError(
+            f"{folder} was binarised with another tokenizer or dictionary than {tokenizer.folder}; --force replaces it"
+        )
+    return meta.get("entry") != entry.sha256()
+
+
+def _warn(sentence: str) -> None:
+    tqdm.write(f"muppet: {sentence}", file=sys.stderr)
