@@ -18,6 +18,7 @@ import torch
 
 from muppet_fairseq import cli
 from muppet_fairseq import release as module
+from muppet_fairseq.files import write_text
 from muppet_fairseq.hub import MuppetHub
 from muppet_fairseq.provenance import versions
 from muppet_fairseq.release import release
@@ -309,3 +310,9 @@ def test_what_is_no_checkpoint(models, tmp_path):
     torch.save({"model": {}}, missing)
     assert "does not say which datasets it was trained on" in sentence(release, missing, tmp_path / "out")
     assert names(tmp_path) == ["missing.pt"]
+
+
+def test_a_text_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert sentence(write_text, tmp_path / "file" / "report.md", "x").startswith(f"cannot write {tmp_path}")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
