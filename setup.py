@@ -24,6 +24,7 @@ EXTRAS = {
     "fastbpe": ["fastBPE==0.1.0", "cython>=3"],
     "dev": [
         "pytest>=8",
+        "pytest-xdist>=3.5",  # make test: as many processes as cores
         "setuptools>=69",  # the tests read this file
         "hypothesis>=6.100",
         "ruff==0.17.5",  # exact: what `ruff format --check` accepts changes between versions

@@ -15,7 +15,7 @@ from muppet_fairseq.data.binarized import BinarizedSplit
 from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families import FAMILIES
-from muppet_fairseq.files import write_text
+from muppet_fairseq.files import unwritable, write_text
 from muppet_fairseq.generation import GenerationOptions, Generator
 from muppet_fairseq.provenance import versions
 from muppet_fairseq.spec import DatasetSpec, read_dataset_json
@@ -74,17 +74,24 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     generator = None
     if any(FAMILIES[spec.family].generates for spec in specs):
         generator = Generator(options, trained.task.dictionary, Tokenizer.load(args.data / "tokenizer").decode)
+    # complain before the first dataset has taken its time
+    for spec in specs:
+        trained.head_of(spec)
+    if args.predictions is not None:
+        try:
+            args.predictions.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(args.predictions, error) from None
     results = []
     for spec in specs:
         family = FAMILIES[spec.family]
-        trained.head_of(spec)  # complain before the first dataset has taken its time
         split = BinarizedSplit(args.data, spec, args.split, dictionary_sha256(dictionary))
         dataset = family.dataset(split, trained.task.layout, training=False)
+        examples = _examples(split, len(dataset))
         with tqdm(desc=spec.name, total=len(dataset), unit=" examples", disable=None, leave=False) as bar:
             predictions = trained.predict(
                 spec, dataset, max_tokens=args.max_tokens, generator=generator, progress=bar.update
             )
-        examples = [split.raw(index) for index in range(len(dataset))]
         if args.predictions is not None:
             both = zip(predictions, examples, strict=True)
             lines = ({"id": example["id"], **prediction, "gold": example[family.gold]} for prediction, example in both)
@@ -95,7 +102,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
                 "dataset": spec.name,
                 "family": spec.family,
                 "examples": len(examples),
-                "metrics": family.evaluate(predictions, examples, spec),
+                "metrics": _metrics(predictions, examples, spec, split),
             }
         )
     return {
@@ -108,16 +115,42 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _examples(split: BinarizedSplit, count: int) -> list[dict[str, Any]]:
+    """The raw examples of a split. Raises MuppetError where they are not those of its ``count`` rows."""
+    split.require_equal_lengths(examples=range(count), raw=split.ints("raw"))
+    try:
+        return [split.raw(index) for index in range(count)]
+    except ValueError as error:
+        path = split.path("raw")
+        raise MuppetError(f"{path}.bin holds what is no JSON ({error}); prepare the dataset again") from None
+
+
+def _metrics(
+    predictions: list[dict[str, Any]], examples: list[dict[str, Any]], spec: DatasetSpec, split: BinarizedSplit
+) -> dict[str, float]:
+    try:
+        return FAMILIES[spec.family].evaluate(predictions, examples, spec)
+    except KeyError as error:
+        if all(error.args[0] in example for example in examples):
+            raise
+        raise MuppetError(
+            f"{split.folder}: its examples have no {error.args[0]!r}, which the metric {spec.metric} needs; "
+            "name another metric in a suite file, or prepare the dataset with it"
+        ) from None
+
+
 def _device(name: str) -> torch.device:
     try:
-        return torch.zeros(0, device=name).device
+        value = torch.zeros(1, device=name)
+        value.item()  # the device "meta" has none
+        return value.device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise MuppetError(f"the device {name!r} cannot be used ({reason}); give cpu or cuda") from None
 
 
 def _specs(trained: TrainedModel, args: argparse.Namespace) -> list[DatasetSpec]:
-    """The datasets to evaluate, with the checkpoint's classes."""
+    """The datasets to evaluate, with the checkpoint's classes and heads; unless some are named, its metrics, too."""
     own = {spec.name: spec for spec in trained.task.specs}
     names = Suite.load(args.datasets if args.datasets is not None else ",".join(own))
     specs = names.specs(args.data)
@@ -133,4 +166,6 @@ def _specs(trained: TrainedModel, args: argparse.Namespace) -> list[DatasetSpec]
             raise MuppetError(
                 "the split 'train' is kept without its texts, so it cannot be judged; name another one with --split"
             )
+    if args.datasets is None:
+        specs = [replace(spec, metric=own[spec.name].metric) for spec in specs]
     return [replace(spec, head=own[spec.name].head) if spec.name in own else spec for spec in specs]

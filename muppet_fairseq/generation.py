@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
+import torch
 from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor, nn
@@ -64,6 +65,29 @@ class GenerationOptions:
         return cls.of(**values)
 
 
+class NoRepeatedNgrams(nn.Module):
+    """Forbids tokens that would end an n-gram which a hypothesis has already.
+
+    It stands in for fairseq's ``NGramRepeatBlock``, which in ve-fairseq 0.12.3 forbids nothing without its CUDA
+    extension: it compares with the end of the buffer, which is not written yet (fairseq issue 5206).
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, tokens: Tensor, lprobs: Tensor, bsz: int, beam_size: int, step: int) -> Tensor:
+        """Return ``lprobs`` ``[R, words]``, -inf where forbidden; ``tokens`` ``[R, U]`` are written up to ``step``."""
+        written = tokens[:, 1 : step + 1]  # without the </s> that the decoder begins with
+        if written.shape[1] < self.size:
+            return lprobs
+        ngrams = written.unfold(1, self.size, 1)
+        begun = written[:, written.shape[1] - self.size + 1 :]
+        repeated = (ngrams[:, :, :-1] == begun[:, None]).all(dim=2)
+        last = ngrams[:, :, -1]
+        return lprobs.scatter_reduce(1, last, lprobs.gather(1, last).masked_fill(repeated, -torch.inf), "amin")
+
+
 class Generator:
     """Writes texts.
 
@@ -77,27 +101,46 @@ class Generator:
         self.options, self.dictionary, self.decode = options, dictionary, decode
 
     def __call__(self, model: nn.Module, src_tokens: Tensor) -> list[str]:
-        """Return the best text for each row of ``src_tokens`` ``[B, T]``; the model is left in its mode."""
+        """Return the best text for each row of ``src_tokens`` ``[B, T]``; the model is left in its mode.
+
+        Raises MuppetError where ``min_len`` does not fit into the model's positions.
+        """
+        # what workers share is wrapped, by fairseq even twice: the search calls the encoder and the decoder itself
+        while hasattr(model, "module"):
+            model = model.module
+        if self.options.max_len_a == 0:
+            return self._search(model, src_tokens)
+        # fairseq takes the padded length for that of each source: a text would depend on its batch
+        texts = [""] * len(src_tokens)
+        lengths = (src_tokens != self.dictionary.pad()).sum(dim=1).tolist()
+        for length in set(lengths):
+            rows = [row for row, own in enumerate(lengths) if own == length]
+            for row, text in zip(rows, self._search(model, src_tokens[rows, :length]), strict=True):
+                texts[row] = text
+        return texts
+
+    def _search(self, model: nn.Module, src_tokens: Tensor) -> list[str]:
         options, was_training = self.options, model.training
-        # fairseq counts the <s> that the text begins with
-        search = SequenceGenerator(
-            [model],
-            self.dictionary,
-            beam_size=options.beam,
-            len_penalty=options.lenpen,
-            no_repeat_ngram_size=options.no_repeat_ngram_size,
-            min_len=options.min_len + 1,
-            max_len_a=options.max_len_a,
-            max_len_b=options.max_len_b + 1,
-        )
-        most = min(int(options.max_len_a * src_tokens.shape[1]) + search.max_len_b, search.max_len - 1)
-        if search.min_len > most:
-            raise MuppetError(
-                f"the generation option min_len is {options.min_len}, but a text may have {most - 1} tokens here "
-                f"(max_len_a, max_len_b and the model's {model.max_decoder_positions()} positions); lower it"
-            )
-        begin = src_tokens.new_full((len(src_tokens), 1), self.dictionary.bos())
         try:
+            # fairseq counts the <s> that the text begins with
+            search = SequenceGenerator(
+                [model],
+                self.dictionary,
+                beam_size=options.beam,
+                len_penalty=options.lenpen,
+                min_len=options.min_len + 1,
+                max_len_a=options.max_len_a,
+                max_len_b=options.max_len_b + 1,
+            )
+            if options.no_repeat_ngram_size:
+                search.repeat_ngram_blocker = NoRepeatedNgrams(options.no_repeat_ngram_size)
+            most = min(int(options.max_len_a * src_tokens.shape[1]) + search.max_len_b, search.max_len - 1)
+            if search.min_len > most:
+                raise MuppetError(
+                    f"the generation option min_len is {options.min_len}, but a text may have {most - 1} tokens here "
+                    f"(max_len_a, max_len_b and the model's {model.max_decoder_positions()} positions); lower it"
+                )
+            begin = src_tokens.new_full((len(src_tokens), 1), self.dictionary.bos())
             hypotheses = search.generate([model], {"net_input": {"src_tokens": src_tokens}}, prefix_tokens=begin)
         finally:
             model.set_beam_size(1)
@@ -105,4 +148,5 @@ class Generator:
         return [self.decode(self._ordinary(best[0]["tokens"])) for best in hypotheses]
 
     def _ordinary(self, tokens: Tensor) -> list[int]:
-        return [token for token in tokens.tolist() if token >= self.dictionary.nspecial]
+        mask = self.dictionary.index("<mask>")
+        return [token for token in tokens.tolist() if token >= self.dictionary.nspecial and token != mask]

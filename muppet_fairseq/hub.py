@@ -6,7 +6,8 @@ predicted by :class:`muppet_fairseq.trained.TrainedModel`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,10 +100,10 @@ class MuppetHub(nn.Module):
             ``choice`` (from 0), its ``text``, and the choices' ``probabilities``.
         """
         spec = self._family("commonsense", dataset)
-        contexts, sets, one = _listed(context, choices)
+        questions, one = _questions(context=context, choices=choices)
         examples = [
-            {"context": context, "choices": list(choices), "answer": 0}
-            for context, choices in zip(contexts, sets, strict=True)
+            {"context": _text(context, "a context"), "choices": _choices(choices), "answer": 0}
+            for context, choices in questions
         ]
         predictions = self._predict(spec, examples, truncate)
         for prediction, example in zip(predictions, examples, strict=True):
@@ -127,11 +128,14 @@ class MuppetHub(nn.Module):
             ``text``, ``start`` and ``end`` (characters of the passage) and ``score`` (sum of two logits).
         """
         spec = replace(self._family("mrc", dataset), metric="squad_v2" if allow_empty else "squad")
-        questions, passages, one = _listed(question, passage)
+        questions, one = _questions(question=question, passage=passage)
         examples = [
-            {"question": question, "passage": passage, "answers": []}
-            for question, passage in zip(questions, passages, strict=True)
+            {"question": _text(question, "a question"), "passage": _text(passage, "a passage"), "answers": []}
+            for question, passage in questions
         ]
+        for number, passage in enumerate(self.tokenizer.encode([example["passage"] for example in examples])):
+            if len(passage.ids) == 0:
+                raise MuppetError(f"question {number + 1} of {len(examples)} cannot be used: its passage is empty")
         predictions = self._predict(spec, examples, truncate=True)
         return predictions[0] if one else predictions
 
@@ -142,8 +146,8 @@ class MuppetHub(nn.Module):
         """
         spec = DatasetSpec("summarize", "summarization", "rouge2")
         generator = Generator(GenerationOptions.of(**options), self.trained.task.dictionary, self.tokenizer.decode)
-        sources, one = ([texts], True) if isinstance(texts, str) else (list(texts), False)
-        examples = [{"source": source, "target": "-"} for source in sources]
+        sources, one = _questions(texts=texts)
+        examples = [{"source": _text(source, "a text"), "target": "-"} for (source,) in sources]
         predictions = self._predict(spec, examples, truncate, generator)
         summaries = [prediction["text"] for prediction in predictions]
         return summaries[0] if one else summaries
@@ -175,6 +179,8 @@ class MuppetHub(nn.Module):
         """Return the last layer's states of each text or pair, ``[T, D]``; of BART, the decoder's."""
         spec = DatasetSpec("features", "classification", "accuracy", ("",), 1 if second is None else 2)
         examples, one = _sentence_examples(spec, text, second, "")
+        if not examples:
+            return []
         dataset = self._lay_out(spec, examples, truncate)
         states = []
         for index in range(len(dataset)):
@@ -183,7 +189,7 @@ class MuppetHub(nn.Module):
         return states[0] if one else states
 
     def _dataset(self, name: str, family: str) -> DatasetSpec:
-        spec = self.datasets.get(name)
+        spec = self.datasets.get(_text(name, "a dataset's name"))
         fitting = sorted(own.name for own in self.datasets.values() if own.family == family)
         if spec is None or spec.family != family:
             there = f"it has {', '.join(fitting)}" if fitting else "it has none at all"
@@ -233,18 +239,36 @@ def _sentence_examples(spec: DatasetSpec, text: Any, second: Any, label: Any) ->
     if spec.num_inputs != given:
         wanted = "a second text, too" if spec.num_inputs == 2 else "one text alone"
         raise MuppetError(f"{spec.name} has {spec.num_inputs} texts an example, {given} given: it takes {wanted}")
-    if second is None:
-        texts, one = ([text], True) if isinstance(text, str) else (list(text), False)
-        return [{"inputs": [text], "label": label} for text in texts], one
-    firsts, seconds, one = _listed(text, second)
-    return [{"inputs": list(pair), "label": label} for pair in zip(firsts, seconds, strict=True)], one
+    questions, one = _questions(text=text) if second is None else _questions(text=text, second=second)
+    return [{"inputs": [_text(part, "a text") for part in parts], "label": label} for parts in questions], one
 
 
-def _listed(first: str | Sequence[str], second: Any) -> tuple[list[str], list[Any], bool]:
-    """Both as lists, and whether it is one question alone."""
-    if isinstance(first, str):
-        return [first], [second], True
-    if isinstance(second, str) or len(first) != len(second):
-        count = 1 if isinstance(second, str) else len(second)
-        raise MuppetError(f"{len(first)} first parts and {count} second parts are given; give one of each a question")
-    return list(first), list(second), False
+def _questions(**parts: Any) -> tuple[list[tuple[Any, ...]], bool]:
+    """The parts of each question, and whether it is one alone: then the first part is a text, not a list of them."""
+    one = isinstance(next(iter(parts.values())), str)
+    lists = {name: [part] if one else _list(part, f"{name!r}", "a text, or lists") for name, part in parts.items()}
+    if len({len(part) for part in lists.values()}) > 1:
+        counts = ", ".join(f"{len(part)} of {name!r}" for name, part in lists.items())
+        raise MuppetError(f"the lists differ in length ({counts}); give one of each a question")
+    return list(zip(*lists.values(), strict=True)), one
+
+
+def _choices(given: Any) -> list[str]:
+    return [_text(choice, "a choice") for choice in _list(given, "what a question may choose from", "a list of texts")]
+
+
+def _list(given: Any, what: str, wanted: str) -> list[Any]:
+    # a text would pass for the list of its letters
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise MuppetError(f"{what} is {reprlib.repr(given)}; give {wanted}")
+    return list(given)
+
+
+def _text(given: Any, what: str) -> str:
+    if not isinstance(given, str):
+        raise MuppetError(f"{what} is {reprlib.repr(given)}, which is no text; give a str")
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        raise MuppetError(f"{what} is {reprlib.repr(given)}, which holds half a character; give all of it") from None
+    return given

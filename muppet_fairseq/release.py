@@ -55,9 +55,9 @@ def release(checkpoint: Path, out: Path, data: Path | None = None) -> int:
     data = Path(state["cfg"]["task"]["data"]) if data is None else data
     if not (data / "dict.txt").is_file():
         raise MuppetError(f"{data} is no data-bin folder, it has no dict.txt; name the one of the run with --data")
-    # loads as it will for others, or says why not
-    trained = TrainedModel.load(checkpoint, data / "dict.txt")
     tokenizer = Tokenizer.load(data / "tokenizer")
+    # loads as it will for others, or says why not
+    trained = TrainedModel.load(checkpoint, tokenizer.folder / "dict.txt")
     parameters = sum(parameter.numel() for parameter in trained.model.parameters())
 
     def write(folder: Path) -> None:

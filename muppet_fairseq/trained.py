@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import zipfile
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -36,13 +36,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         # mapped: the optimizer's state, which may be twice the model, is not read
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError as error:
         raise MuppetError(f"the checkpoint {path} cannot be read ({error.strerror or error})") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise MuppetError(f"{path} is no checkpoint that can be loaded safely ({reason}); copy it again") from None
-    known = state.get("task_state") if isinstance(state, dict) else None
+    except Exception:  # a damaged pickle may raise anything, and PyTorch's advice is to switch its check off
+        raise MuppetError(
+            f"{path} is damaged, or holds more than the tensors and plain values of a checkpoint, which is not loaded; "
+            "copy it again"
+        ) from None
+    state = state if isinstance(state, dict) else {}
+    # PyTorch does not look at checksums; a run's own checkpoint, three times as large, has not travelled
+    if state.get("last_optimizer_state") is None and zipfile.is_zipfile(path) and not _is_whole(path):
+        raise MuppetError(f"{path} is damaged, its checksums do not agree; copy it again")
+    known = state.get("task_state")
     if not isinstance(known, dict) or "specs" not in known:
         raise MuppetError(
             f"{path} does not say which datasets it was trained on: it is no checkpoint of --task muppet; "
@@ -50,6 +56,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         )
     cfg = {part: _as_dict(state["cfg"][part]) for part in ("task", "model")}
     return {"cfg": cfg, "model": state["model"], "task_state": known}
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # as above
+        return False
 
 
 def _as_dict(options: Any) -> dict[str, Any]:
@@ -76,10 +90,18 @@ class TrainedModel:
         values = {name: value for name, value in state["cfg"]["task"].items() if name in known}
         # heads are wanted as they are; nothing is validated
         cfg = MuppetTaskConfig(**values | {"reuse_heads": True, "eval_rouge": False})
-        specs = [DatasetSpec.from_dict(spec) for spec in state["task_state"]["specs"]]
-        task = MuppetTask(cfg, load_dictionary(dictionary), dictionary_sha256(dictionary), specs)
         options = Namespace(**state["cfg"]["model"])
-        model = ARCH_MODEL_REGISTRY[options.arch].build_model(options, task)
+        try:
+            specs = [DatasetSpec.from_dict(spec) for spec in state["task_state"]["specs"]]
+            kind = ARCH_MODEL_REGISTRY[options.arch]
+        except (KeyError, TypeError):
+            raise MuppetError(f"{checkpoint} is of another version of muppet_fairseq; load it with that") from None
+        task = MuppetTask(cfg, load_dictionary(dictionary), dictionary_sha256(dictionary), specs)
+        model = kind.build_model(options, task)
+        # loading would start a head afresh
+        for name, value in model.heads.state_dict(prefix="heads.").items():
+            if name not in state["model"] or state["model"][name].shape != value.shape:
+                raise MuppetError(f"{checkpoint} lacks {name}, which its datasets need; copy it again")
         model.load_state_dict(state["model"], strict=True)
         return cls(task, model.eval())
 

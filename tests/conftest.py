@@ -15,6 +15,16 @@ settings.register_profile("muppet", deadline=None, print_blob=True)
 settings.load_profile("muppet")
 
 
+#: files whose tests share models that take long to train
+_TOGETHER = ("test_evaluate.py", "test_hub.py", "test_release.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests run in one process, which makes its fixtures once (``--dist loadgroup``)."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("toy models" if item.path.name in _TOGETHER else item.path.name))
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy data-bin; tests that change it do so to a copy."""

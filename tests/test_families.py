@@ -291,3 +291,19 @@ def test_best_answer_over_windows_equals_a_search_over_all_spans(seed, allow_emp
     else:
         assert (answer["text"], answer["score"]) == (spans[best], pytest.approx(best))
         assert text[answer["start"] : answer["end"]] == answer["text"]
+
+
+def test_a_passage_with_nothing_to_answer_with_gets_the_empty_answer():
+    """One without tokens, and one whose only entity is longer than what its two windows share."""
+    logits = torch.full((3, 8, 2), -math.inf)
+    logits[:, 0] = torch.tensor([[1.0, 2.0], [0.5, 0.25], [0.5, 0.0]])
+    logits[1:, 4:6] = 3.0
+    without = {"starts": [(4, 0)], "passage": "\u200b", "golds": [], "entities": [], "offsets": np.empty((0, 2), int)}
+    offsets = np.array([[0, 2], [3, 5], [6, 8]])
+    long = {"starts": [(4, 0), (4, 1)], "passage": "aa bb cc", "golds": [], "offsets": offsets}
+    long["entities"] = [{"text": "aa bb cc", "start": 0}]
+    answers = best_answers(logits, mrc_sample([without, long], 8), allow_empty=False)
+    assert answers == [
+        {"text": "", "start": 0, "end": 0, "score": 3.0},
+        {"text": "", "start": 0, "end": 0, "score": 0.5},
+    ]

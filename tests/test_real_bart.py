@@ -85,6 +85,8 @@ def test_four_families_train_are_released_and_answer(gpt2_folder: Path, tmp_path
     results = json.loads(said)["results"]
     assert {result["family"] for result in results} == families
     assert all(0 <= value <= 1 for result in results for value in result["metrics"].values())
+    cost = json.loads(run("benchmarks", "r3f", data, "--suite", datasets, "--steps", 6, "--max-tokens", 1024))
+    assert cost["figures"]["all"]["ratio"] <= 2.05
     hub = MuppetHub.load(release)
     predicted = [json.loads(line) for line in (tmp_path / "predictions" / "mini_xsum.valid.jsonl").open()]
     documents = list(convert(lookup("mini_xsum"), Fetch(default_cache()), 0.01)["valid"].examples)[:8]

@@ -1,6 +1,7 @@
 """R3F on top of the multi-task loss (MUPPET §3.2; Aghajanyan et al. 2020); with ``--spectral-norm-heads``, R4F."""
 
 import logging
+import math
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -45,9 +46,9 @@ class MuppetR3FCriterion(MuppetCriterion):
         self, task: Any, loss_scaling: str, label_smoothing: float, r3f_lambda: float, eps: float, noise_type: str
     ) -> None:
         super().__init__(task, loss_scaling, label_smoothing)
-        if eps <= 0:
+        if not 0 < eps < math.inf:
             raise MuppetError(f"--eps is {eps}; give a size above 0, or use --criterion muppet for no noise")
-        if r3f_lambda < 0:
+        if not 0 <= r3f_lambda < math.inf:
             raise MuppetError(f"--r3f-lambda is {r3f_lambda}; give a weight of at least 0")
         self.r3f_lambda = r3f_lambda
         self.noise = EmbeddingNoise(eps, noise_type)

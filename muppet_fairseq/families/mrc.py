@@ -280,7 +280,7 @@ def best_answers(logits: Tensor, sample: Sample, *, allow_empty: bool) -> list[d
     the passage) and ``score`` (sum of the two logits). Where a passage lists ``entities``, it is the best of those.
 
     With ``allow_empty`` the empty answer is returned where ``<s>`` scores higher than every span, in every
-    window.
+    window; without, only for a passage that has nothing to answer with.
     """
     logits = logits.float()
     scores, starts, ends = (x.tolist() for x in _best_spans(logits))
@@ -289,12 +289,14 @@ def best_answers(logits: Tensor, sample: Sample, *, allow_empty: bool) -> list[d
     for passage in sample["passages"]:
         rows = range(row, row + len(passage["starts"]))
         row = rows.stop
+        empty = {"text": "", "start": 0, "end": 0, "score": min(nulls[r] for r in rows)}
         if passage["entities"]:
-            answers.append(_best_entity(logits[rows.start : rows.stop], passage))
+            answers.append(_best_entity(logits[rows.start : rows.stop], passage) or empty)
             continue
         best = max(rows, key=scores.__getitem__)
-        if allow_empty and min(nulls[r] for r in rows) > scores[best]:
-            answers.append({"text": "", "start": 0, "end": 0, "score": min(nulls[r] for r in rows)})
+        # a passage may have no token at all
+        if scores[best] == -math.inf or (allow_empty and empty["score"] > scores[best]):
+            answers.append(empty)
             continue
         first_position, first_token = passage["starts"][best - rows.start]
         shift = first_token - first_position
@@ -304,9 +306,12 @@ def best_answers(logits: Tensor, sample: Sample, *, allow_empty: bool) -> list[d
     return answers
 
 
-def _best_entity(logits: Tensor, passage: dict[str, Any]) -> dict[str, Any]:
-    """The entity whose first and last token score highest in a window (``logits`` ``[windows, T, 2]``) with both."""
-    best: dict[str, Any] = {"score": -math.inf}
+def _best_entity(logits: Tensor, passage: dict[str, Any]) -> dict[str, Any] | None:
+    """The entity whose first and last token score highest in a window (``logits`` ``[windows, T, 2]``) with both.
+
+    None where no entity is whole in a window: one may be longer than what the windows share.
+    """
+    best: dict[str, Any] | None = None
     for entity in passage["entities"]:
         first, last = token_span(passage["offsets"], entity)
         for window, (first_position, first_token) in zip(logits, passage["starts"], strict=True):
@@ -314,11 +319,10 @@ def _best_entity(logits: Tensor, passage: dict[str, Any]) -> dict[str, Any]:
             if first < first_token or last + shift >= len(window):
                 continue
             score = float(window[first + shift, 0] + window[last + shift, 1])
-            if score > best["score"]:
+            if score > (best["score"] if best else -math.inf):
                 end = entity["start"] + len(entity["text"])
                 best = {"text": entity["text"], "start": entity["start"], "end": end, "score": score}
-    # an entity longer than the windows' overlap may be whole in none
-    return best if "text" in best else {"text": "", "start": 0, "end": 0, "score": -math.inf}
+    return best
 
 
 def _best_spans(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -58,14 +58,16 @@ class SpectralNorm(nn.Module):
     SQUARINGS = 12
 
     def forward(self, weight: Tensor) -> Tensor:
-        gram = weight.float() @ weight.float().T
-        with torch.no_grad():
-            projector = gram / gram.trace()
-            for _ in range(self.SQUARINGS):
-                projector = projector @ projector
-                projector = projector / projector.trace()
-        # symmetric matrices: the sum of products is the trace of gram @ projector
-        return weight / (gram * projector).sum().sqrt().to(weight)
+        # --amp would multiply in half precision again
+        with torch.autocast(weight.device.type, enabled=False):
+            gram = weight.float() @ weight.float().T
+            with torch.no_grad():
+                projector = gram / gram.trace()
+                for _ in range(self.SQUARINGS):
+                    projector = projector @ projector
+                    projector = projector / projector.trace()
+            # symmetric matrices: the sum of products is the trace of gram @ projector
+            return weight / (gram * projector).sum().sqrt().to(weight)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """What assigning to the normalised weight stores: the weight as it is."""

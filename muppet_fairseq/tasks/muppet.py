@@ -228,7 +228,7 @@ class MuppetTask(FairseqTask):
         number = sample["dataset"]
         family = FAMILIES[self.specs[number].family]
         if self.generator is not None and family.generates:
-            texts = self.generator(getattr(model, "module", model), sample["net_input"]["src_tokens"])
+            texts = self.generator(model, sample["net_input"]["src_tokens"])
             counts = self.statistics_layout.counts(log["statistics"], number)
             counts += family.rouge_statistics(texts, sample).to(counts)
         return loss, sample_size, log
