@@ -29,7 +29,7 @@ quickstart: $(READY)
 test: $(READY)
 	@$(IN_VENV) ruff check
 	@$(IN_VENV) ruff format --check
-	@$(IN_VENV) python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+	@$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 test-slow: $(READY)
 	@$(IN_VENV) python -m pytest -m slow

@@ -7,7 +7,13 @@ parameters after the update.
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
+from unittest.mock import MagicMock
+
+if "muppet" in sys.argv:
+    # fairseq imports both for criteria that these runs do not use: a third of a short run's time
+    sys.modules.update({name: MagicMock() for name in ("sklearn", "sklearn.metrics", "scipy", "scipy.stats")})
 
 # first: importing it sets up logging
 from fairseq_cli.train import cli_main  # isort: skip
