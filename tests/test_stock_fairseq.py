@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from muppet_fairseq.data.tokenizer import Tokenizer
-from preprocess.prepare import prepare
 from preprocess.download import Fetch
+from preprocess.prepare import prepare
 from tests.toy_data import nli_entry, nli_rows, write_bert_tokenizer, write_wheel
 
 SHORT_RUN = """--optimizer adam --max-update 2 --cpu --no-save --num-workers 0 --log-format simple --log-interval 1

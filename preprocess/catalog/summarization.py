@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from muppet_fairseq.errors import MuppetError
-from preprocess.download import Fetch, Hub, Row, Source, _json_rows
+from preprocess.download import Fetch, Hub, Row, Source, json_rows
 from preprocess.entry import UNSTATED, Entry, HeldOut, LeaveOut
 from preprocess.fields import Text
 from preprocess.originals import FirstFound
@@ -92,7 +92,7 @@ class PatentArchives(Source):
                     if not member.startswith(f"{theirs}/") or member.endswith("/"):
                         continue
                     with archive.open(member) as packed, gzip.open(packed) as lines:
-                        yield from _json_rows(f"{name}/{member}", lines)
+                        yield from json_rows(f"{name}/{member}", lines)
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
             raise MuppetError(f"{name} cannot be read ({error}); fetch it again") from None
 
