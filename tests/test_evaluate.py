@@ -57,7 +57,7 @@ def evaluated(checkpoint: Path, data: Path, *more: str) -> dict[str, Any]:
 
 
 def lines(folder: Path, name: str, split: str = "valid") -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / f"{name}.{split}.jsonl").read_text("utf-8").splitlines()]
+    return [json.loads(line) for line in (folder / f"{name}.{split}.jsonl").open(encoding="utf-8", newline="\n")]
 
 
 @pytest.fixture(scope="session")
