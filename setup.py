@@ -34,6 +34,7 @@ EXTRAS = {
         "transformers>=4.44",  # the reference that imported encoders are compared with
         "scikit-learn>=1.4",  # the reference for metrics
         "seqeval>=1.2.2",  # the reference for chunks
+        "nltk>=3.8",  # reads trees back
     ],
 }
 
