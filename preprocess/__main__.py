@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -164,6 +165,8 @@ def _run(options: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status; what a user can mend is one sentence on stderr."""
     options = _parser().parse_args(arguments)
+    # importing fairseq lets every library log its debugging messages
+    logging.getLogger().setLevel(logging.WARNING)
     try:
         return _run(options)
     except MuppetError as error:
