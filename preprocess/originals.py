@@ -2,25 +2,30 @@
 or the hub's.
 
 A reader turns a file into rows of the very schema that the hub's rows of the dataset have, so that one catalog
-entry serves both. It is called with the file's name and the open file and yields (where, row); what is wrong with
-the file is an error that names the line.
+entry serves both. It is called with the file's name and the open file and yields (where, row), or (where, what is
+wrong) for what it cannot make a row of; only a file that it cannot read on is an error, which names the line.
 """
 
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import re
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from muppet_fairseq.errors import MuppetError
-from preprocess.download import Fetch, Row, Source, json_rows
+from preprocess.download import Fetch, Source, SourceFile, decoded_lines, json_rows, until_damage
+from preprocess.rows import BadRow, LeaveOut, Row, Rows
 
-Reader = Callable[[str, IO[bytes]], Iterator[tuple[str, Row]]]
+#: why a line of a file is left out
+CUT_IN_TWO = "its line is cut in two"
+
+Reader = Callable[[str, IO[bytes]], Rows]
+Result = TypeVar("Result")
 #: a bracket's label and what stands in it: words and more brackets
 Tree = tuple[Any, ...]
 
@@ -47,24 +52,33 @@ class Original(Source):
     def is_in(self, raw: Path) -> bool:
         return bool(_files(raw, self.path.format(split="*")))
 
-    def rows(self, split: str, fetch: Fetch) -> Iterator[tuple[str, Row]]:
+    def files(self, splits: Iterable[str], fetch: Fetch) -> list[SourceFile] | None:
+        if fetch.raw is None:
+            return None
+        paths = [path for split in splits for pattern in self._patterns(split) for path in _files(fetch.raw, pattern)]
+        return [SourceFile(str(path), path.stat().st_size, True) for path in paths]
+
+    def identity(self, fetch: Fetch) -> None:
+        return None
+
+    def rows(self, split: str, fetch: Fetch) -> Rows:
         if fetch.raw is None:
             raise MuppetError(f"{self.path} is not downloaded; name the folder that has it with --raw")
-        names = self.names.get(split, split)
-        patterns = [self.path.format(split=name) for name in ([names] if isinstance(names, str) else names)]
-        for pattern in patterns:
+        for pattern in self._patterns(split):
             if not _files(fetch.raw, pattern):
                 raise MuppetError(f"there is no file {fetch.raw / pattern} (or with .gz at its end); put it there")
-        for pattern in patterns:
+        for pattern in self._patterns(split):
             for file in _files(fetch.raw, pattern):
-                yield from self._read(file, file.relative_to(fetch.raw).as_posix())
+                name = file.relative_to(fetch.raw).as_posix()
+                yield from until_damage(name, self._read(name, file))
 
-    def _read(self, file: Path, name: str) -> Iterator[tuple[str, Row]]:
-        try:
-            with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
-                yield from self.reader(name, stream)
-        except (EOFError, OSError, zlib.error) as error:
-            raise MuppetError(f"{name} cannot be read ({error}); fetch the file again") from None
+    def _patterns(self, split: str) -> list[str]:
+        names = self.names.get(split, split)
+        return [self.path.format(split=name) for name in ([names] if isinstance(names, str) else names)]
+
+    def _read(self, name: str, file: Path) -> Rows:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+            yield from self.reader(name, stream)
 
 
 def _files(raw: Path, pattern: str) -> list[Path]:
@@ -87,7 +101,13 @@ class FirstFound(Source):
     def is_in(self, raw: Path) -> bool:
         return any(source.is_in(raw) for source in self.sources)
 
-    def rows(self, split: str, fetch: Fetch) -> Iterator[tuple[str, Row]]:
+    def files(self, splits: Iterable[str], fetch: Fetch) -> list[SourceFile] | None:
+        return self._chosen(fetch.raw).files(splits, fetch)
+
+    def identity(self, fetch: Fetch) -> dict[str, str] | None:
+        return self._chosen(fetch.raw).identity(fetch)
+
+    def rows(self, split: str, fetch: Fetch) -> Rows:
         return self._chosen(fetch.raw).rows(split, fetch)
 
     def _chosen(self, raw: Path | None) -> Source:
@@ -99,45 +119,57 @@ class FirstFound(Source):
         raise MuppetError(f"{raw} has no files of {self}; put some there, or leave out --raw")
 
 
-def squad_json(name: str, stream: IO[bytes]) -> Iterator[tuple[str, Row]]:
+def squad_json(name: str, stream: IO[bytes]) -> Rows:
     """SQuAD's own JSON: articles of paragraphs of questions; rows as ``rajpurkar/squad`` has them."""
-    articles = _whole_json(name, stream)
-    where = f"{name}:data"
-    try:
-        for i, article in enumerate(articles["data"]):
-            for j, paragraph in enumerate(article["paragraphs"]):
-                for k, qa in enumerate(paragraph["qas"]):
-                    where = f"{name}:data[{i}].paragraphs[{j}].qas[{k}]"
-                    answers = {key: [answer[key] for answer in qa["answers"]] for key in ("text", "answer_start")}
-                    row = {"id": qa["id"], "title": article["title"], "context": paragraph["context"]}
-                    yield where, row | {"question": qa["question"], "answers": answers}
-    except (KeyError, TypeError) as error:
-        raise MuppetError(f"{name} is not in SQuAD's format after {where} ({error!r}); fetch the file again") from None
+    yield from _squad_rows(_whole_json(name, stream), f"{name}:", ["data", "paragraphs", "qas"], {})
 
 
-def mrqa_lines(name: str, stream: IO[bytes]) -> Iterator[tuple[str, Row]]:
+def _squad_rows(node: Any, where: str, lists: Sequence[str], above: Row) -> Rows:
+    """The questions in the nested ``lists`` of a node; for a part that has none, what is wrong with it."""
+    if not isinstance(node, dict):
+        yield where[:-1], BadRow("it is no JSON object")
+    elif not lists:
+        yield where[:-1], _made(_squad_row, above | node)
+    elif not isinstance(node.get(lists[0]), list):
+        yield where[:-1], BadRow(f"it has no list {lists[0]!r}")
+    else:
+        for number, part in enumerate(node[lists[0]]):
+            yield from _squad_rows(part, f"{where}{lists[0]}[{number}].", lists[1:], above | node)
+
+
+def _squad_row(question: Row) -> Row:
+    answers = {key: [answer[key] for answer in question["answers"]] for key in ("text", "answer_start")}
+    return {key: question[key] for key in ("id", "title", "context", "question")} | {"answers": answers}
+
+
+def mrqa_lines(name: str, stream: IO[bytes]) -> Rows:
     """The MRQA 2019 release's JSON lines: a header, then passages with their questions; rows as
     ``mrqa-workshop/mrqa`` has them."""
-    subset = None
-    for where, line in json_rows(name, stream):
-        try:
-            if subset is None:
-                subset = line["header"]["dataset"]
-                continue
-            passage = {
-                "subset": subset,
-                "context": line["context"],
-                "context_tokens": _columns(line["context_tokens"], "tokens", "offsets"),
-            }
-            for number, qa in enumerate(line["qas"], 1):
-                yield f"{where}#{number}", passage | _mrqa_question(qa)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise MuppetError(f"{where} is not in MRQA's format ({error!r}); fetch the file again") from None
+    lines = json_rows(name, stream)
+    where, header = next(lines, (name, {}))
+    subset = _made(lambda: header["header"]["dataset"])
+    if isinstance(subset, BadRow):
+        raise MuppetError(f"{where} is no header of MRQA's format; fetch the file again")
+    for where, line in lines:
+        passage = line if isinstance(line, BadRow) else _made(_mrqa_passage, line)
+        if isinstance(passage, BadRow):
+            yield where, passage
+            continue
+        for number, qa in enumerate(passage.pop("qas"), 1):
+            yield f"{where}#{number}", _made(_mrqa_row, {"subset": subset} | passage, qa)
 
 
-def _mrqa_question(qa: dict[str, Any]) -> Row:
-    detected = qa["detected_answers"]
+def _mrqa_passage(line: Row) -> Row:
     return {
+        "context": line["context"],
+        "context_tokens": _columns(line["context_tokens"], "tokens", "offsets"),
+        "qas": list(line["qas"]),
+    }
+
+
+def _mrqa_row(passage: Row, qa: Row) -> Row:
+    detected = qa["detected_answers"]
+    return passage | {
         "qid": qa["qid"],
         "question": qa["question"],
         "question_tokens": _columns(qa["question_tokens"], "tokens", "offsets"),
@@ -148,6 +180,14 @@ def _mrqa_question(qa: dict[str, Any]) -> Row:
         },
         "answers": qa["answers"],
     }
+
+
+def _made(make: Callable[..., Result], *parts: Any) -> Result | BadRow:
+    """Make something of parts of a file, which may be anything."""
+    try:
+        return make(*parts)
+    except (LookupError, TypeError, ValueError) as error:
+        return BadRow(f"it is not in the release's format ({error!r})")
 
 
 def _columns(pairs: Sequence[Sequence[Any]], first: str, second: str) -> dict[str, list[Any]]:
@@ -164,7 +204,7 @@ class Tsv:
         label: the label's column, likewise.
         classes: the labels' names in the order of their numbers; none: the file has the numbers.
         real: the labels are numbers like 2.5.
-        ragged: lines with too few columns are skipped, and further columns are ignored, as the hub's conversion does;
+        ragged: lines with too few columns are left out, and further columns are ignored, as the hub's conversion does;
             some of QQP's lines are cut in two.
     """
 
@@ -175,25 +215,34 @@ class Tsv:
     width: int | None = None
     ragged: bool = False
 
-    def __call__(self, name: str, stream: IO[bytes]) -> Iterator[tuple[str, Row]]:
-        lines = ((number, text.split("\t")) for number, text in _lines(name, stream))
+    def __call__(self, name: str, stream: IO[bytes]) -> Rows:
+        lines = decoded_lines(stream)
         width, place = self.width, {column: column for column in [*self.texts.values(), self.label]}
         if width is None:
-            _, header = next(lines, (1, []))
+            _, first = next(lines, (1, ""))
+            if isinstance(first, BadRow):
+                raise MuppetError(f"{name}:1 has no column names: {first}; fetch the file again")
+            header = first.split("\t")
             missing = [column for column in place if column not in header]
             if missing:
                 raise MuppetError(f"{name}:1 has no column {missing[0]!r}; fetch the file again")
             width, place = len(header), {column: header.index(column) for column in place}
-        for index, (number, cells) in enumerate(lines):
-            where = f"{name}:{number}"
-            if self.ragged and len(cells) < width:
-                continue
-            if len(cells) != width and not self.ragged:
-                raise MuppetError(f"{where} has {len(cells)} columns instead of {width}; fetch the file again")
-            texts = {column: cells[place[theirs]] for column, theirs in self.texts.items()}
-            yield where, texts | {"label": self._label(cells[place[self.label]], where), "idx": index}
+        for index, (number, text) in enumerate(lines):
+            try:
+                row = text if isinstance(text, BadRow) else self._row(text.split("\t"), width, place) | {"idx": index}
+            except (BadRow, LeaveOut) as reason:
+                row = reason
+            yield f"{name}:{number}", row
 
-    def _label(self, text: str, where: str) -> float:
+    def _row(self, cells: list[str], width: int, place: Mapping[str | int, int]) -> Row:
+        if self.ragged and len(cells) < width:
+            raise LeaveOut(CUT_IN_TWO)
+        if len(cells) != width and not self.ragged:
+            raise BadRow(f"it has {len(cells)} columns instead of {width}")
+        texts = {column: cells[place[theirs]] for column, theirs in self.texts.items()}
+        return texts | {"label": self._label(cells[place[self.label]])}
+
+    def _label(self, text: str) -> float:
         if text in self.classes:
             return self.classes.index(text)
         try:
@@ -202,7 +251,7 @@ class Tsv:
         except ValueError:
             pass
         expected = f"none of {', '.join(self.classes)}" if self.classes else "no number"
-        raise MuppetError(f"{where} has the label {text!r}, {expected}; fetch the file again")
+        raise BadRow(f"its label is {text!r}, {expected}")
 
 
 _PAIR = {"sentence1": "sentence1", "sentence2": "sentence2"}
@@ -241,78 +290,95 @@ class Conll:
     def __init__(self, *columns: str) -> None:
         object.__setattr__(self, "columns", columns)
 
-    def __call__(self, name: str, stream: IO[bytes]) -> Iterator[tuple[str, Row]]:
-        first, tokens, sentences = 1, [], 0
-        for number, text in _lines(name, stream):
-            cells = text.split()
+    def __call__(self, name: str, stream: IO[bytes]) -> Rows:
+        sentences, lines = 0, []
+        for number, text in itertools.chain(decoded_lines(stream), [(0, "")]):
+            cells = [text] if isinstance(text, BadRow) else text.split()
             if cells:
-                if len(cells) != len(self.columns):
-                    raise MuppetError(
-                        f"{name}:{number} has {len(cells)} columns instead of {len(self.columns)}; fetch the file again"
-                    )
-                first = first if tokens else number
-                tokens.append(cells)
-            elif tokens:
-                yield f"{name}:{first}", self._row(sentences, tokens)
-                tokens, sentences = [], sentences + 1
-        if tokens:
-            yield f"{name}:{first}", self._row(sentences, tokens)
+                lines.append((number, cells))
+            elif lines:
+                yield f"{name}:{lines[0][0]}", self._row(sentences, lines)
+                sentences, lines = sentences + 1, []
 
-    def _row(self, number: int, tokens: list[list[str]]) -> Row:
-        columns = zip(self.columns, zip(*tokens, strict=True), strict=True)
-        return {"id": str(number)} | {column: list(cells) for column, cells in columns}
+    def _row(self, sentence: int, lines: list[tuple[int, list[Any]]]) -> Row | BadRow:
+        for number, cells in lines:
+            if isinstance(cells[0], BadRow):
+                return BadRow(f"line {number}: {cells[0]}")
+            if len(cells) != len(self.columns):
+                return BadRow(f"line {number}: it has {len(cells)} columns instead of {len(self.columns)}")
+        columns = zip(self.columns, zip(*(cells for _, cells in lines), strict=True), strict=True)
+        return {"id": str(sentence)} | {column: list(cells) for column, cells in columns}
 
 
-def bracketed_trees(name: str, stream: IO[bytes]) -> Iterator[tuple[str, Row]]:
+#: how the Penn Treebank's trees begin: with a bracket that has no label
+_BEGINNING = re.compile(r"\(\s*(\(|$)")
+_NOT_CLOSED = "opens a bracket that nothing closes"
+
+
+def bracketed_trees(name: str, stream: IO[bytes]) -> Rows:
     """The trees of a treebank's ``.mrg`` files, ``( (S (NP (DT the) (NN end)) (. .)) )``; a row is a tree.
 
     ``tree`` is a bracket's label and its parts: ``("S", ("NP", ("DT", "the"), ("NN", "end")), (".", "."))``. The
     Penn Treebank's outermost brackets, which have no label, are left out.
+
+    After a bad tree, reading goes on at the next line that begins with a bracket, and a line that begins with one
+    without a label begins a tree.
+
+    Raises:
+        MuppetError: a bracket is not closed, and only its labels could tell where the next tree begins.
     """
     open_at: list[int] = []
     stack: list[list[Any]] = []
-    for number, text in _lines(name, stream):
-        for token in re.findall(r"[()]|[^\s()]+", text):
-            if token == "(":
-                open_at.append(number)
-                stack.append([])
-            elif not stack:
-                what = "closes a bracket that is not open" if token == ")" else f"has {token!r} outside brackets"
-                raise MuppetError(f"{name}:{number} {what}; fetch the file again")
-            elif token == ")":
-                begin, tree = open_at.pop(), _bracket(stack.pop())
-                if tree is None:
-                    raise MuppetError(f"{name}:{begin} has an empty bracket; fetch the file again")
-                if stack:
-                    stack[-1].append(tree)
+    skipping = swallowing = False
+    for number, text in decoded_lines(stream):
+        begins = not isinstance(text, BadRow) and text.startswith("(")
+        if skipping and not begins:
+            continue
+        skipping = False
+        if stack and begins and _BEGINNING.match(text):
+            yield f"{name}:{open_at[0]}", BadRow(f"it {_NOT_CLOSED}")
+            open_at, stack = [], []
+        swallowing = bool(stack) and (swallowing or begins)
+        try:
+            for token in _tokens(text):
+                if token == "(":
+                    open_at.append(number)
+                    stack.append([])
+                elif not stack:
+                    raise BadRow(f"{token!r} stands where no bracket is open")
+                elif token == ")":
+                    begin, tree = open_at.pop(), _bracket(stack.pop())
+                    if stack:
+                        stack[-1].append(tree)
+                    else:
+                        yield f"{name}:{begin}", {"tree": tree}
                 else:
-                    yield f"{name}:{begin}", {"tree": tree}
-            else:
-                stack[-1].append(token)
+                    stack[-1].append(token)
+        except BadRow as fault:
+            yield f"{name}:{open_at[0] if open_at else number}", BadRow(f"line {number}: {fault}")
+            open_at, stack, skipping = [], [], True
+    if stack and swallowing:
+        raise MuppetError(f"{name}:{open_at[0]} {_NOT_CLOSED}; fetch the file again")
     if stack:
-        raise MuppetError(f"{name}:{open_at[0]} opens a bracket that nothing closes; fetch the file again")
+        yield f"{name}:{open_at[0]}", BadRow(f"it {_NOT_CLOSED}")
 
 
-def _bracket(parts: list[Any]) -> Tree | None:
-    """The tree of a bracket's parts; None if there is nothing in it, or only a label."""
+def _tokens(text: str | BadRow) -> list[str]:
+    if isinstance(text, BadRow):
+        raise text
+    return re.findall(r"[()]|[^\s()]+", text)
+
+
+def _bracket(parts: list[Any]) -> Tree:
+    """The tree of a bracket's parts. Raises BadRow if there is nothing in it, or only a label."""
     if not parts or parts == [str(parts[0])]:
-        return None
+        raise BadRow("a bracket is empty")
     if isinstance(parts[0], str):
         return tuple(parts)
     return parts[0] if len(parts) == 1 else ("", *parts)
 
 
-def _lines(name: str, stream: IO[bytes]) -> Iterator[tuple[int, str]]:
-    """Yield (number from 1, text) of each line; only line feeds end one, and a byte order mark is no text."""
-    for number, line in enumerate(stream, 1):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise MuppetError(f"{name}:{number} is not UTF-8 ({error.reason}); fetch the file again") from None
-        yield number, text.removesuffix("\n").removesuffix("\r")
-
-
-def _whole_json(name: str, stream: IO[bytes]) -> dict[str, Any]:
+def _whole_json(name: str, stream: IO[bytes]) -> Any:
     content = stream.read()
     try:
         return json.loads(content.decode("utf-8-sig"))
@@ -321,3 +387,5 @@ def _whole_json(name: str, stream: IO[bytes]) -> dict[str, Any]:
         raise MuppetError(f"{name}:{number} is not UTF-8 ({error.reason}); fetch the file again") from None
     except json.JSONDecodeError as error:
         raise MuppetError(f"{name}:{error.lineno} is no JSON ({error.msg}); fetch the file again") from None
+    except (ValueError, RecursionError) as error:
+        raise MuppetError(f"{name} is no JSON ({error}); fetch the file again") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from preprocess.originals import (
     mrqa_lines,
     squad_json,
 )
+from preprocess.rows import LeaveOut
 
 
 def read(reader: Reader, content: str | bytes) -> list[tuple[str, dict[str, Any]]]:
@@ -39,8 +41,13 @@ def rows_of(reader: Reader, content: str | bytes) -> list[dict[str, Any]]:
     return [row for _, row in read(reader, content)]
 
 
+def outcome(reader: Reader, content: str | bytes) -> list[str]:
+    """Where each row stands, with what is wrong with it."""
+    return [f"{where}: {row}" if isinstance(row, Exception) else where for where, row in read(reader, content)]
+
+
 #: what a line of a file may hold, and what a column of a tab-separated one may
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\t"), max_size=12)
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\t\0"), max_size=12)
 WORD = st.text(st.characters(exclude_categories=["Cs", "C", "Z"], exclude_characters="()"), min_size=1, max_size=6)
 
 # -- GLUE's tab-separated files ------------------------------------------------------------------------
@@ -100,9 +107,11 @@ def test_mnli_development_file_has_more_columns():
     assert rows_of(glue_tsv("mnli"), five)[-1] == expected | {"idx": 1}
 
 
-def test_qqp_lines_cut_in_two_are_skipped_as_the_hub_does():
+def test_qqp_lines_cut_in_two_are_left_out_as_the_hub_does():
     content = GLUE_FILES["qqp"][0] + "3\t5\t6\tWhere?\tWhen?\t1\tand more\n"
-    assert [(row["idx"], row["label"]) for row in rows_of(glue_tsv("qqp"), content)] == [(1, 0), (2, 1)]
+    (_, cut), (_, second), (_, third) = read(glue_tsv("qqp"), content)
+    assert isinstance(cut, LeaveOut)
+    assert [(row["idx"], row["label"]) for row in (second, third)] == [(1, 0), (2, 1)]
 
 
 @given(st.lists(st.tuples(TEXT, TEXT, st.integers(0, 9)), max_size=5), st.sampled_from(["\n", "\r\n"]))
@@ -113,30 +122,36 @@ def test_tsv_gives_back_any_text(lines: list[tuple[str, str, int]], end: str):
     assert rows_of(Tsv({"one": "a", "two": "b"}), content) == expected
 
 
+_RTE = "index\tsentence1\tsentence2\tlabel\n"
+
+
 @pytest.mark.parametrize(
-    ("task", "content", "sentence"),
+    ("task", "content", "outcomes"),
     [
-        ("rte", "index\tsentence1\tsentence2\tlabel\n0\tA.\tB.\n", "some/file:2 has 3 columns instead of 4"),
-        (
-            "rte",
-            "index\tsentence1\tsentence2\tlabel\n0\tA\tb\tc\tentailment\n",
-            "some/file:2 has 5 columns instead of 4",
-        ),
-        ("cola", "gj04\t1\t\tA.\n\ngj04\t1\t\tB.\n", "some/file:2 has 1 columns instead of 4"),
-        ("rte", "index\tsentence1\tlabel\n", "some/file:1 has no column 'sentence2'"),
-        ("rte", "", "some/file:1 has no column 'sentence1'"),
-        (
-            "rte",
-            "index\tsentence1\tsentence2\tlabel\n0\tA.\tB.\tneutral\n",
-            "some/file:2 has the label 'neutral', none of entailment, not_entailment",
-        ),
-        ("sst2", "sentence\tlabel\nfine\tgood\n", "some/file:2 has the label 'good', no number"),
-        ("sst2", b"sentence\tlabel\nfine\t1\ncaf\xe9\t1\n", "some/file:3 is not UTF-8"),
+        ("rte", f"{_RTE}0\tA.\tB.\n1\tA.\tB.\tentailment", ["2: it has 3 columns instead of 4", "3"]),
+        ("rte", f"{_RTE}0\tA\tb\tc\tentailment\n", ["2: it has 5 columns instead of 4"]),
+        ("cola", "g\t1\t\tA.\n\ng\t1\t\tB.\n", ["1", "2: it has 1 columns instead of 4", "3"]),
+        ("rte", f"{_RTE}0\tA.\tB.\tneutral", ["2: its label is 'neutral', none of entailment, not_entailment"]),
+        ("sst2", "sentence\tlabel\nfine\tgood\n", ["2: its label is 'good', no number"]),
+        ("sst2", b"sentence\tlabel\ncaf\xe9\t1\nb\t0", ["2: it is not UTF-8", "3"]),
+        ("sst2", b"sentence\tlabel\na\0b\t1\nb\t0", ["2: it holds a NUL byte", "3"]),
     ],
 )
-def test_wrong_tsv_is_named_by_line(task: str, content: str | bytes, sentence: str):
+def test_a_wrong_line_is_a_bad_row(task: str, content: str | bytes, outcomes: list[str]):
+    assert outcome(glue_tsv(task), content) == [f"some/file:{one}" for one in outcomes]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("index\tsentence1\tlabel\n", "some/file:1 has no column 'sentence2'"),
+        ("", "some/file:1 has no column 'sentence1'"),
+        (b"\xff" + _RTE.encode(), "some/file:1 has no column names: it is not UTF-8"),
+    ],
+)
+def test_without_its_column_names_a_file_is_not_read(content: str | bytes, sentence: str):
     with pytest.raises(MuppetError, match=re.escape(sentence)):
-        read(glue_tsv(task), content)
+        read(glue_tsv("rte"), content)
 
 
 # -- columns and trees ---------------------------------------------------------------------------------
@@ -162,8 +177,19 @@ def test_a_sentence_stands_where_its_first_token_does():
         "some/file:2",
         "some/file:6",
     ]
-    with pytest.raises(MuppetError, match="some/file:3 has 2 columns instead of 3"):
-        read(Conll("tokens", "pos_tags", "chunk_tags"), content.replace("end NN", "end"))
+
+
+@pytest.mark.parametrize(
+    ("line", "outcomes"),
+    [
+        (b"end", ["1: line 2: it has 1 columns instead of 2"]),
+        (b"\xff NN", ["1: line 2: it is not UTF-8"]),
+        (b"", ["1", "3"]),
+    ],
+)
+def test_a_sentence_with_a_wrong_line_is_a_bad_row(line: bytes, outcomes: list[str]):
+    content = b"The DT\n" + line + b"\nbell NN\n\n. .\n"
+    assert outcome(Conll("a", "b"), content) == [f"some/file:{one}" for one in [*outcomes, "5"]]
 
 
 TREES = st.recursive(
@@ -193,19 +219,25 @@ def test_trees_of_any_depth_and_several_tops():
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
+    ("content", "outcomes"),
     [
-        ("(A a)\n\n( (B b)\n(C c)", "some/file:3 opens a bracket that nothing closes"),
-        ("(A a)\n)", "some/file:2 closes a bracket that is not open"),
-        ("(A a)\nb (C c)", "some/file:2 has 'b' outside brackets"),
-        ("(A a)\n( )", "some/file:2 has an empty bracket"),
-        ("(A\n(B))", "some/file:2 has an empty bracket"),
-        (b"(A a)\n(B \xff)", "some/file:2 is not UTF-8"),
+        ("(A a)\n)\n (B b)\n(C c)", ["1", "2: line 2: ')' stands where no bracket is open", "4"]),
+        ("(A a)\nb (C c)\n", ["1", "2: line 2: 'b' stands where no bracket is open"]),
+        ("(A a)\n( )\n(C c)", ["1", "2: line 2: a bracket is empty", "3"]),
+        ("(A\n (B))\n(C c)", ["1: line 2: a bracket is empty", "3"]),
+        (b"(A a)\n(B\n  \xff)\n(C c)", ["1", "2: line 3: it is not UTF-8", "4"]),
+        # a closing bracket is missing: an opening one without label begins a tree
+        ("( (A a)\n( (B b) )\n", ["1: it opens a bracket that nothing closes", "2"]),
+        ("(A a)\n( (B b)\n", ["1", "2: it opens a bracket that nothing closes"]),
     ],
 )
-def test_wrong_trees_are_named_by_line(content: str | bytes, sentence: str):
-    with pytest.raises(MuppetError, match=re.escape(sentence)):
-        read(bracketed_trees, content)
+def test_a_wrong_tree_is_a_bad_row(content: str | bytes, outcomes: list[str]):
+    assert outcome(bracketed_trees, content) == [f"some/file:{one}" for one in outcomes]
+
+
+def test_where_the_next_tree_begins_must_be_known():
+    with pytest.raises(MuppetError, match="some/file:2 opens a bracket that nothing closes"):
+        read(bracketed_trees, "(A a)\n(B (C c)\n(D d)\n")
 
 
 # -- JSON (that it gives the hub's rows, test_catalog.py sees) --------------------------------------------
@@ -213,30 +245,51 @@ def test_wrong_trees_are_named_by_line(content: str | bytes, sentence: str):
 _HEADER = '{"header": {"dataset": "NewsQA", "split": "dev"}}\n'
 
 
+_QA = {"id": "1", "question": "q", "answers": [{"text": "c", "answer_start": 0}]}
+_PASSAGE = {"context": "c", "context_tokens": [["c", 0]], "qas": []}
+_FORMAT = "it is not in the release's format"
+
+
 @pytest.mark.parametrize(
-    ("reader", "content", "sentence"),
+    ("content", "sentence"),
+    [('{"data": [\n]', "some/file:2 is no JSON"), (b'{"data":\n"caf\xe9"}', "some/file:2 is not UTF-8")],
+)
+def test_what_is_no_json_is_named_by_line(content: str | bytes, sentence: str):
+    with pytest.raises(MuppetError, match=re.escape(sentence)):
+        read(squad_json, content)
+
+
+@pytest.mark.parametrize(
+    ("paragraphs", "outcomes"),
     [
-        (squad_json, '{"data": [\n]', "some/file:2 is no JSON"),
-        (squad_json, b'{"data":\n"caf\xe9"}', "some/file:2 is not UTF-8"),
         (
-            squad_json,
-            '{"version": "1.1"}',
-            "some/file is not in SQuAD's format after some/file:data (KeyError('data'))",
+            [{"context": "c", "qas": [{"id": "1"}, _QA]}],
+            [f"[0].qas[0]: {_FORMAT} (KeyError('answers'))", "[0].qas[1]"],
         ),
         (
-            squad_json,
-            '{"data": [{"title": "t", "paragraphs": [{"context": "c", "qas": [{"id": "1"}]}]}]}',
-            "some/file is not in SQuAD's format after some/file:data[0].paragraphs[0].qas[0] (KeyError('answers'))",
+            [{"qas": [_QA]}, 5, {"context": "c"}, {"context": "c", "qas": [_QA]}],
+            [
+                f"[0].qas[0]: {_FORMAT} (KeyError('context'))",
+                "[1]: it is no JSON object",
+                "[2]: it has no list 'qas'",
+                "[3].qas[0]",
+            ],
         ),
-        (mrqa_lines, '{"context": "c", "qas": []}\n', "some/file:1 is not in MRQA's format (KeyError('header'))"),
-        (mrqa_lines, _HEADER + '{"context": "c"}\n', "some/file:2 is not in MRQA's format"),
-        (mrqa_lines, _HEADER + '{"context": "c", "context_tokens": [[1]]}\n', "some/file:2 is not in MRQA's format"),
-        (mrqa_lines, _HEADER + "{\n", "some/file:2 is no JSON"),
     ],
 )
-def test_wrong_json_is_named_by_place(reader: Reader, content: str | bytes, sentence: str):
-    with pytest.raises(MuppetError, match=re.escape(sentence)):
-        read(reader, content)
+def test_a_wrong_question_of_squad_is_a_bad_row(paragraphs: list[Any], outcomes: list[str]):
+    content = json.dumps({"data": [{"title": "t", "paragraphs": paragraphs}]})
+    assert outcome(squad_json, content) == [f"some/file:data[0].paragraphs{one}" for one in outcomes]
+
+
+def test_a_wrong_line_of_mrqa_is_a_bad_row():
+    lines = [{"context": "c"}, _PASSAGE | {"qas": [_QA, 5]}, _PASSAGE | {"context_tokens": [[1]]}]
+    content = "\n".join([_HEADER.strip(), "{", *map(json.dumps, lines)])
+    places = [one.partition(" (")[0] for one in outcome(mrqa_lines, content)]
+    wrong = ["some/file:3", "some/file:4#1", "some/file:4#2", "some/file:5"]
+    assert places == ["some/file:2: it is no JSON", *(f"{where}: {_FORMAT}" for where in wrong)]
+    with pytest.raises(MuppetError, match="some/file:2 is no header of MRQA's format"):
+        read(mrqa_lines, content.replace(_HEADER, "\n"))
 
 
 # -- where the files are ------------------------------------------------------------------------------------
@@ -284,11 +337,10 @@ def test_a_split_may_be_several_folders_of_files(tmp_path: Path):
 def test_a_damaged_archive_is_one_sentence(tmp_path: Path):
     put(tmp_path / "glue_data/RTE/dev.tsv.gz", RTE)
     file = tmp_path / "glue_data/RTE/dev.tsv.gz"
-    for damaged in (file.read_bytes()[:-9], b"not gzip"):
+    for damaged, last in ((file.read_bytes()[:-9], "glue_data/RTE/dev.tsv.gz:2"), (b"not gzip", "its beginning")):
         file.write_bytes(damaged)
-        with pytest.raises(
-            MuppetError, match=r"glue_data/RTE/dev\.tsv\.gz cannot be read \(.*\); fetch the file again"
-        ):
+        sentence = f"glue_data/RTE/dev.tsv.gz cannot be read after {last} ("
+        with pytest.raises(MuppetError, match=re.escape(sentence)):
             given_rows(ORIGINAL, "validation", tmp_path, tmp_path)
 
 

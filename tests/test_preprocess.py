@@ -313,12 +313,6 @@ class TestConvert:
         assert dropped == {"duplicate": 4}
         assert len(examples["train"]) + len(examples["valid"]) == 10
 
-    def test_lines_that_are_no_json_stop_the_dataset(self, raw: Path) -> None:
-        for text in ('{"premise": ', "[1]"):
-            source = write_wheel(raw, {"toy/nli.jsonl": '{"a": 1}\n\n' + text})
-            with pytest.raises(MuppetError, match=r"toy/nli\.jsonl:3 is no JSON"):
-                examples_of(nli_entry(source), raw, max_bad_share=1)
-
     def test_a_file_that_the_package_lacks_is_named(self, nli: Entry, raw: Path) -> None:
         source = dataclasses.replace(nli.source, paths=("toy/*.tsv",))
         with pytest.raises(MuppetError, match=r"toy-1.0-py3-none-any.whl has no file toy/\*.tsv"):

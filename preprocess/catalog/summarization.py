@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import gzip
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from muppet_fairseq.errors import MuppetError
-from preprocess.download import Fetch, Hub, Row, Source, json_rows
+from preprocess.download import Fetch, Hub, Repository, Row, json_rows, until_damage
 from preprocess.entry import UNSTATED, Entry, HeldOut, LeaveOut
 from preprocess.fields import Text
 from preprocess.originals import FirstFound
+from preprocess.rows import Rows
 
 NO_DOCUMENT = "it has no document"
 RATED_BAD = "its text was rated bad"
@@ -59,7 +60,7 @@ def _not_bad(row: Row) -> str:
 
 
 @dataclass(frozen=True)
-class PatentArchives(Source):
+class PatentArchives(Repository):
     """BIGPATENT's own archives in its repository of the hub: one for each split, with compressed JSON lines.
 
     Attributes:
@@ -70,31 +71,32 @@ class PatentArchives(Source):
     repo: str
     version: str
 
+    revision: ClassVar[str] = "main"
+
     def __str__(self) -> str:
         return f"{self.repo} {self.version}"
 
-    def _path(self, split: str) -> str:
-        return f"data/{self.version}/{split}.zip"
+    def patterns(self, split: str) -> list[str]:
+        return [f"data/{self.version}/{self._theirs(split)}.zip"]
 
-    def is_in(self, raw: Path) -> bool:
-        return any((raw / self.repo).glob(self._path("*")))
-
-    def rows(self, split: str, fetch: Fetch) -> Iterator[tuple[str, Row]]:
-        theirs = {"validation": "val"}.get(split, split)
-        path = self._path(theirs)
-        file = fetch.repository(self.repo, "main", [path]) / path
+    def rows(self, split: str, fetch: Fetch) -> Rows:
+        (path,) = self.patterns(split)
+        file = self.folder(split, fetch) / path
         if not file.is_file():
             raise MuppetError(f"there is no file {file}; mirror it there")
         name = f"{self.repo}/{path}"
-        try:
-            with zipfile.ZipFile(file) as archive:
-                for member in sorted(archive.namelist()):
-                    if not member.startswith(f"{theirs}/") or member.endswith("/"):
-                        continue
+        yield from until_damage(name, self._members(name, file, f"{self._theirs(split)}/"))
+
+    @staticmethod
+    def _theirs(split: str) -> str:
+        return {"validation": "val"}.get(split, split)
+
+    def _members(self, name: str, file: Path, folder: str) -> Rows:
+        with zipfile.ZipFile(file) as archive:
+            for member in sorted(archive.namelist()):
+                if member.startswith(folder) and not member.endswith("/"):
                     with archive.open(member) as packed, gzip.open(packed) as lines:
                         yield from json_rows(f"{name}/{member}", lines)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-            raise MuppetError(f"{name} cannot be read ({error}); fetch it again") from None
 
 
 ENTRIES = (
