@@ -12,6 +12,7 @@ import csv
 import fnmatch
 import io
 import json
+import logging
 import re
 import zipfile
 import zlib
@@ -464,6 +465,8 @@ def parquet_rows(name: str, file: Path) -> Rows:
     import datasets
     import pyarrow.dataset
 
+    # what is wrong is said once, by the error
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)
     # buffering ahead would need as much memory as the file is long
     options = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
     number = 0

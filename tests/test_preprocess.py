@@ -265,7 +265,7 @@ class TestConvert:
         [
             ({"label": "Yes"}, "its label is 'Yes'"),
             ({"premise": None}, "its field 'premise' is empty"),
-            ({"premise": 5}, "one of its fields has the wrong type or value"),
+            ({"premise": 5}, "it has 5 where a text belongs"),
             ({"premise": "\ud83d"}, "it holds half of a character"),
             ({"remove": "hypothesis"}, "it has no field 'hypothesis'"),
             ({"premise": " ", "hypothesis": ""}, "its text is empty"),

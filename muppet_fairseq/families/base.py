@@ -141,6 +141,12 @@ class FamilyDataset(ABC):
         return np.concatenate(parts).astype(np.int64, copy=False)
 
 
+def no_text(*values: Any) -> str | None:
+    """Say which of an example's values is no text, or return None."""
+    wrong = [value for value in values if not isinstance(value, str)]
+    return f"it has {str(wrong[0])[:40]} where a text belongs" if wrong else None
+
+
 def fit_pair(first: int, second: int, room: int) -> tuple[int, int]:
     """Shorten the longer of two lengths (then both alike) until they fit into ``room``."""
     if min(first, second) * 2 >= room:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muppet_fairseq.errors import MuppetError
-from muppet_fairseq.families.base import Family, FamilyDataset, Layout, Sample
+from muppet_fairseq.families.base import Family, FamilyDataset, Layout, Sample, no_text
 from muppet_fairseq.metrics.confusion import CONFUSION_METRICS, f1
 from muppet_fairseq.metrics.multirc import question_exact_match
 from muppet_fairseq.models.heads import SentenceHead
@@ -59,6 +59,11 @@ def input_streams(num_inputs: int) -> dict[str, str]:
     return {f"input{i}": "tokens" for i in range(num_inputs)}
 
 
+def inputs_fault(inputs: Sequence[Any]) -> str | None:
+    """Say why an example's texts cannot be used, or return None."""
+    return no_text(*inputs) or (None if any(text.strip() for text in inputs) else "its text is empty")
+
+
 def encode_inputs(examples: list[dict[str, Any]], tokenizer: Tokenizer) -> dict[str, list]:
     """Encode the texts of each example for :func:`input_streams`."""
     texts = zip(*(example["inputs"] for example in examples), strict=True)
@@ -81,11 +86,9 @@ class Classification(Family):
         return input_streams(num_inputs) | {"label": "label"}
 
     def check(self, example: dict[str, Any], labels: Sequence[str]) -> str | None:
-        if not any(text.strip() for text in example["inputs"]):
-            return "its text is empty"
         if example["label"] not in labels:
             return f"its label is {example['label']!r}, not one of {', '.join(labels)}"
-        return None
+        return inputs_fault(example["inputs"])
 
     def encode(self, examples: list[dict[str, Any]], tokenizer: Tokenizer, labels: Sequence[str]) -> dict[str, list]:
         return encode_inputs(examples, tokenizer) | {"label": [labels.index(example["label"]) for example in examples]}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muppet_fairseq.errors import MuppetError
-from muppet_fairseq.families.base import Family, FamilyDataset, Layout, Sample
+from muppet_fairseq.families.base import Family, FamilyDataset, Layout, Sample, no_text
 from muppet_fairseq.models.heads import SentenceHead
 
 if TYPE_CHECKING:
@@ -86,12 +86,14 @@ class Commonsense(Family):
         return {"input0": "tokens", "input1": "tokens", "num_choices": "scalar", "answer": "scalar"}
 
     def check(self, example: dict[str, Any], labels: Sequence[str]) -> str | None:
-        choices = example["choices"]
+        choices, answer = example["choices"], example["answer"]
+        if not isinstance(choices, list):
+            return f"its choices are {str(choices)[:40]!r}, no list"
         if len(choices) < 2:
             return f"it has {len(choices)} choices, at least 2 are needed"
-        if not 0 <= example["answer"] < len(choices):
-            return f"its answer is choice {example['answer']} of {len(choices)} (counted from 0)"
-        return None
+        if not isinstance(answer, int) or not 0 <= answer < len(choices):
+            return f"its answer is choice {answer!r} of {len(choices)} (counted from 0)"
+        return no_text(example["context"], *choices)
 
     def encode(self, examples: list[dict[str, Any]], tokenizer: Tokenizer, labels: Sequence[str]) -> dict[str, list]:
         return {

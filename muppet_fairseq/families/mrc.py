@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muppet_fairseq.errors import MuppetError
-from muppet_fairseq.families.base import Family, FamilyDataset, Layout, Sample
+from muppet_fairseq.families.base import Family, FamilyDataset, Layout, Sample, no_text
 from muppet_fairseq.metrics.squad import exact_match_and_f1
 from muppet_fairseq.models.heads import SpanHead
 from muppet_fairseq.r3f import symmetric_kl
@@ -176,7 +176,7 @@ class MRC(Family):
                     return f"its passage does not have the {what} {text[:40]!r} at character {start}"
         if "golds" in example and not (example["golds"] and all(gold.strip() for gold in example["golds"])):
             return "it lists no gold text, or an empty one"
-        return None
+        return no_text(example["question"])
 
     def encode(self, examples: list[dict[str, Any]], tokenizer: Tokenizer, labels: Sequence[str]) -> dict[str, list]:
         record: dict[str, list] = {"new_passage": [], "offsets": [], "answers": []}

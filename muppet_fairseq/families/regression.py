@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from muppet_fairseq.families.base import Family, Layout, Sample
-from muppet_fairseq.families.classification import SentencePairDataset, encode_inputs, input_streams
+from muppet_fairseq.families.classification import SentencePairDataset, encode_inputs, input_streams, inputs_fault
 from muppet_fairseq.metrics.correlation import pearson, spearman
 from muppet_fairseq.models.heads import SentenceHead
 
@@ -37,11 +37,9 @@ class Regression(Family):
         return input_streams(num_inputs) | {"label": "value"}
 
     def check(self, example: dict[str, Any], labels: Sequence[str]) -> str | None:
-        if not any(text.strip() for text in example["inputs"]):
-            return "its text is empty"
         if not np.isfinite(np.float32(example["label"])):
             return f"its label is {example['label']}, no finite number of single precision"
-        return None
+        return inputs_fault(example["inputs"])
 
     def encode(self, examples: list[dict[str, Any]], tokenizer: Tokenizer, labels: Sequence[str]) -> dict[str, list]:
         return encode_inputs(examples, tokenizer) | {"label": [example["label"] for example in examples]}

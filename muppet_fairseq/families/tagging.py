@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muppet_fairseq.errors import MuppetError
-from muppet_fairseq.families.base import Family, FamilyDataset, Layout, Sample, pad_rows
+from muppet_fairseq.families.base import Family, FamilyDataset, Layout, Sample, no_text, pad_rows
 from muppet_fairseq.metrics.brackets import bracket_counts
 from muppet_fairseq.metrics.chunks import chunk_counts, tag_parts
 from muppet_fairseq.models.heads import TokenHead
@@ -115,6 +115,8 @@ class Tagging(Family):
         words, tags = example["words"], example["tags"]
         if not words:
             return "it has no words"
+        if fault := no_text(*words, *tags):
+            return fault
         if len(words) != len(tags):
             return f"it has {len(words)} words, but {len(tags)} tags"
         for number, (word, tag) in enumerate(zip(words, tags, strict=True), 1):
