@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -24,7 +28,7 @@ from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families import FAMILIES
 from muppet_fairseq.packages import default_cache
 from muppet_fairseq.suite import Suite
-from preprocess import binarize as binarize_module
+from preprocess import convert as convert_module
 from preprocess import prepare as prepare_module
 from preprocess.catalog import CATALOG, lookup
 from preprocess.convert import convert, hold_out
@@ -691,7 +695,7 @@ class TestBinarize:
         self, nli: Entry, raw: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         command.prepare([nli], tokenizer, tmp_path / "a", Fetch(raw, raw))
-        monkeypatch.setattr(binarize_module, "CHUNK", 7)
+        monkeypatch.setattr(convert_module, "CHUNK_ITEMS", 7)
         command.prepare([nli], tokenizer, tmp_path / "b", Fetch(raw, raw))
         assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
 
@@ -757,14 +761,14 @@ INTERRUPTED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, "tests")
-from preprocess import binarize, __main__ as command
+from preprocess import convert, __main__ as command
 from preprocess.catalog import CATALOG
 from toy_data import nli_entry
 from preprocess.download import PackageFile
 from muppet_fairseq.families import FAMILIES
 raw, sha256, tokenizer, out = sys.argv[1:]
 CATALOG["toy_nli"] = nli_entry(PackageFile("toy==1.0", sha256, ("toy/nli.jsonl",)))
-binarize.CHUNK = 10
+convert.CHUNK_ITEMS = 10
 encode = FAMILIES["classification"].encode
 calls = []
 def slow(*arguments):
@@ -778,7 +782,33 @@ command.main(["prepare", "--datasets", "toy_nli", "--tokenizer", tokenizer, "--r
 """
 
 
+class Undisturbed(NamedTuple):
+    """A preparation that nothing disturbed: its files, and how long it took."""
+
+    files: dict[str, bytes]
+    seconds: float
+
+
 class TestInterruption:
+    @pytest.fixture
+    def four(self, raw: Path, monkeypatch: pytest.MonkeyPatch) -> list[Entry]:
+        """Two datasets that are divided and two that are not."""
+        monkeypatch.setattr(convert_module, "CHUNK_ITEMS", 50)
+        rows = nli_rows(600)
+        source = write_wheel(raw, {"toy/nli.jsonl": rows, "toy/all.jsonl": rows[:300]})
+        nli = nli_entry(source)
+        fields = {"inputs": ["premise"], "label": lambda row: len(row["label"])}
+        numbers = regression_entry(dataclasses.replace(source, paths=("toy/{split}.jsonl",)), fields=fields)
+        pairs = (nli, "first"), (numbers, "second"), (nli, "third"), (numbers, "fourth")
+        return [dataclasses.replace(entry, name=name) for entry, name in pairs]
+
+    @pytest.fixture
+    def undisturbed(self, four: list[Entry], raw: Path, tokenizer: Tokenizer, tmp_path: Path) -> Undisturbed:
+        begin = time.perf_counter()
+        command.prepare(four, tokenizer, tmp_path / "undisturbed", Fetch(raw, raw))
+        seconds = time.perf_counter() - begin
+        return Undisturbed(bytes_of(tmp_path / "undisturbed"), seconds)
+
     def expect_unfinished_then_whole(self, nli: Entry, raw: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
         out = tmp_path / "out"
         assert not list(out.glob("*/dataset.json"))
@@ -799,6 +829,24 @@ class TestInterruption:
         assert (tmp_path / "out/.toy_nli.partial/input0").is_dir()
         self.expect_unfinished_then_whole(nli, raw, tokenizer, tmp_path)
 
+    @pytest.mark.parametrize("moment", range(20))
+    def test_killed_at_any_moment(
+        self, moment: int, four: list[Entry], raw: Path, tokenizer: Tokenizer, undisturbed: Undisturbed, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "out"
+        make = partial(command.prepare, four, tokenizer, out, Fetch(raw, raw))
+        # a fork has all imported; what is measured and killed is the preparation alone
+        process = multiprocessing.get_context("fork").Process(target=make)
+        process.start()
+        process.join(undisturbed.seconds * random.Random(moment).random())
+        process.kill()
+        process.join()
+        there = [folder for folder in out.glob("[!.]*/") if folder.name != "tokenizer"]
+        # what has a name is whole
+        assert not there or command.check(out) == (len(there), [])
+        make()
+        assert bytes_of(out) == undisturbed.files
+
     @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
     @pytest.mark.parametrize("calls", [1, 3])
     def test_failed(
@@ -812,7 +860,7 @@ class TestInterruption:
         calls: int,
     ) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(binarize_module, "CHUNK", 10)
+            patch.setattr(convert_module, "CHUNK_ITEMS", 10)
             encode, seen = FAMILIES["classification"].encode, []
 
             def fail(*arguments: Any) -> dict:
