@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,16 +85,19 @@ def _problems(folder: Path, out: Path) -> list[str]:
 
 
 def _summary(metas: Sequence[dict[str, Any]]) -> str:
+    """The closing table. ``difference``: rows read less those published, of the splits of which a size is known."""
     rows = []
     for meta in metas:
-        examples = [meta["splits"].get(split, {}).get("examples", 0) for split in ("train", "valid")]
-        reasons: dict[str, int] = {}
-        for split in meta["splits"].values():
-            for reason, count in split["dropped"].items():
-                reasons[reason] = reasons.get(reason, 0) + count
+        splits = meta["splits"]
+        kept = " + ".join(str(split["examples"]) for split in splits.values())
+        reasons = sum((Counter(split["dropped"]) for split in splits.values()), Counter())
         why = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-        rows.append((meta["name"], meta["family"], *examples, sum(reasons.values()), why))
-    return table(("dataset", "family", "train", "valid", "dropped", "why"), rows)
+        known = [split for split in splits.values() if split["published"] is not None]
+        published = sum(split["published"] for split in known)
+        difference = sum(split["rows"] for split in known) - published
+        sizes = (str(published), f"{difference:+d}" if difference else "none") if known else ("not known", "")
+        rows.append((meta["name"], meta["family"], kept, "+".join(splits), reasons.total(), why, *sizes))
+    return table(("dataset", "family", "kept", "splits", "dropped", "why", "published", "difference"), rows)
 
 
 def _share(text: str) -> float:

@@ -267,7 +267,13 @@ def _metadata(
         "labels": labels,
         "num_inputs": num_inputs(entry),
         "splits": {
-            name: {"examples": counts[name], "dropped": dict(sorted(split.account.dropped.items()))}
+            name: {
+                "examples": counts[name],
+                # of a split that is divided, all rows are on the account of "train"
+                "rows": split.account.rows,
+                "dropped": dict(sorted(split.account.dropped.items())),
+                "published": entry.published.get(name),
+            }
             for name, split in splits.items()
         },
         "dictionary": dictionary_sha256(tokenizer.folder / "dict.txt"),

@@ -18,7 +18,7 @@ import re
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -64,6 +64,12 @@ class Account:
         self.bad += named
         return named
 
+    def leave_out_bad(self, sentence: str) -> None:
+        """Book a bad row: where it stands and what is wrong with it."""
+        self.dropped[BAD] += 1
+        if len(self.bad) < NAMED:
+            self.bad.append(sentence)
+
 
 class Chunk(Protocol):
     """A part of a split that goes to another process as it is."""
@@ -95,17 +101,21 @@ class Rows:
 
     def grouped(self) -> tuple[list[tuple[str, Example]], Account]:
         """The usable examples, each with what it shares with those of its group, and the account of all rows."""
-        grouped, account = [], Account()
+        grouped, account, labels = [], Account(), self.entry.label_names
         for where, row in self.rows:
             for place, part in _parts(self.entry, where, row):
                 account.rows += 1
                 try:
-                    grouped.append(_usable(self.entry, place, part))
+                    grouped.append(_usable(self.entry, labels, place, part))
                 except LeaveOut as reason:
                     account.dropped[str(reason)] += 1
                 except _WRONG as error:
-                    account.dropped[BAD] += 1
-                    account.add(Account(bad=[f"{place}: {_reason(error)}"]))
+                    account.leave_out_bad(f"{place}: {_reason(error)}")
+        try:
+            # all at once, for speed: that one of them cannot be written is rare
+            to_json([example for _, example in grouped]).encode()
+        except (TypeError, ValueError):
+            grouped = [(group, example) for group, example in grouped if _is_writable(example, account)]
         return grouped, account
 
 
@@ -242,9 +252,9 @@ def _characters(value: Any) -> int:
     """About how many characters a row has; of a long list only the first items are looked at."""
     if isinstance(value, str):
         return len(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return sum(map(_characters, value.values()))
-    if isinstance(value, Sequence) and value:
+    if isinstance(value, list) and value:
         return len(value) * sum(map(_characters, value[:8])) // len(value[:8])
     return 1
 
@@ -301,7 +311,7 @@ def _spooled(rows: Rows) -> tuple[tuple[list[bytes], list[int], list[int]], Acco
 
 
 def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest())
 
 
 def _applied(function: Callable[[list[Example]], Result], chunk: Chunk) -> tuple[Result, Account]:
@@ -319,24 +329,32 @@ def _parts(entry: Entry, where: str, row: Any) -> Iterable[tuple[str, Any]]:
         return [(where, error)]
 
 
-def _usable(entry: Entry, where: str, row: Any) -> tuple[str, Example]:
+def _usable(entry: Entry, labels: Sequence[str], where: str, row: Any) -> tuple[str, Example]:
     """The group and the example of a row. Raises LeaveOut, or for a bad row one of ``_WRONG``."""
     if isinstance(row, Exception):
         raise row
     example = {"id": where, **entry.example(row)}
-    reason = FAMILIES[entry.family].check(example, entry.label_names)
+    reason = FAMILIES[entry.family].check(example, labels)
     if reason is not None:
         raise BadRow(reason)
+    return _group(entry, row, where), example
+
+
+def _is_writable(example: Example, account: Account) -> bool:
+    """Whether an example is JSON in UTF-8; if it is not, it is booked as bad."""
     try:
         to_json(example).encode()
-    except UnicodeEncodeError:
-        raise BadRow("it holds half of a character (a lone surrogate)") from None
-    return _group(entry, row, where), example
+    except (TypeError, ValueError) as error:
+        account.leave_out_bad(f"{example['id']}: {_reason(error)}")
+        return False
+    return True
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, BadRow):
         return str(error)
+    if isinstance(error, UnicodeEncodeError):
+        return "it holds half of a character (a lone surrogate)"
     if isinstance(error, KeyError):
         return f"it has no field {error.args[0]!r}"
     return f"one of its fields has the wrong type or value ({error})"

@@ -96,7 +96,9 @@ class Tokenizer:
             os.replace(temporary, folder / name)
 
 
-_loaded = lru_cache(maxsize=2)(Tokenizer.load)
+@lru_cache(maxsize=2)
+def _loaded(folder: Path) -> Tokenizer:
+    return Tokenizer.load(folder)
 
 
 def load_dictionary(path: Path) -> Dictionary:
