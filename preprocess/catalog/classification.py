@@ -133,7 +133,7 @@ ENTRIES = (
         labels={"0": "not_equivalent", "1": "equivalent"},
         metric="f1",
         published={"train": 3_668, "valid": 408, "test": 1_725},
-        licence=UNSTATED,
+        licence="Microsoft Research Shared Source licence (non-commercial use only)",
         citation="Dolan and Brockett 2005, Automatically Constructing a Corpus of Sentential Paraphrases, ACL I05-5002",
     ),
     Entry(
@@ -270,7 +270,7 @@ ENTRIES = (
         labels={"0": "choice1", "1": "choice2"},
         metric="accuracy",
         published={"train": 400, "valid": 100},
-        licence=UNSTATED,
+        licence="BSD 2-Clause",
         citation="Roemmele et al. 2011, Choice of Plausible Alternatives, AAAI Spring Symposium",
         note="Classification, a head of its own, as MUPPET counts it among SuperGLUE's; both choices are one input.",
     ),
