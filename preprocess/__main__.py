@@ -1,4 +1,4 @@
-"""``python -m preprocess list | prepare | check``."""
+"""``python -m preprocess list | prepare | check | suites``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from preprocess.binarize import files_in, fingerprint
 from preprocess.catalog import CATALOG, lookup
 from preprocess.download import Fetch
 from preprocess.prepare import prepare
+from preprocess.suites import write_suites
 
 
 def list_datasets(family: str | None = None) -> str:
@@ -138,6 +139,9 @@ def _parser() -> argparse.ArgumentParser:
     making.add_argument("--force", action="store_true", help="replace datasets that are already there")
     checking = commands.add_parser("check", help="compare a data-bin folder with what was written")
     checking.add_argument("out", type=Path, nargs="?", default=Path("data-bin"))
+    drawing = commands.add_parser("suites", help="write the suites of the paper and its studies")
+    drawing.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the suite files")
+    drawing.add_argument("--seed", type=int, default=1, metavar="N", help="of what chance decides (default: 1)")
     return parser
 
 
@@ -152,6 +156,10 @@ def _run(options: argparse.Namespace) -> int:
         if not problems:
             print(f"{options.out}: {count} datasets, all files as they were written")
         return bool(problems)
+    if options.command == "suites":
+        for file in write_suites(options.out, options.seed):
+            print(file)
+        return 0
     names = (Suite.load(options.suite) if options.suite else Suite.load(options.datasets)).names
     entries = [lookup(name) for name in names]
     fetch = Fetch(options.cache or default_cache(), options.raw)

@@ -17,8 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from muppet_fairseq.errors import MuppetError
-from preprocess.download import Fetch, Row, Source, json_rows
+from preprocess.download import Fetch, Hub, Row, Source, json_rows
 
 Reader = Callable[[str, IO[bytes]], Iterator[tuple[str, Row]]]
 #: a bracket's label and what stands in it: words and more brackets
@@ -163,7 +165,7 @@ class Tsv:
             whose first line is not their names; such a file has ``width`` columns.
         label: the label's column, likewise.
         classes: the labels' names in the order of their numbers; none: the file has the numbers.
-        real: the labels are numbers like 2.5.
+        real: the labels are numbers like 2.5, of single precision as the hub's.
         ragged: lines with too few columns are skipped, and further columns are ignored, as the hub's conversion does;
             some of QQP's lines are cut in two.
     """
@@ -198,7 +200,7 @@ class Tsv:
             return self.classes.index(text)
         try:
             if not self.classes:
-                return float(text) if self.real else int(text)
+                return float(np.float32(text)) if self.real else int(text)
         except ValueError:
             pass
         expected = f"none of {', '.join(self.classes)}" if self.classes else "no number"
@@ -207,28 +209,46 @@ class Tsv:
 
 _PAIR = {"sentence1": "sentence1", "sentence2": "sentence2"}
 _ENTAILED = ("entailment", "not_entailment")
-#: the files of GLUE's own download, by the hub's names of the tasks
+#: the folders of GLUE's own download and how their files are read, by the hub's names of the tasks
 _GLUE = {
-    "cola": Tsv({"sentence": 3}, label=1, width=4),
-    "sst2": Tsv({"sentence": "sentence"}),
-    "mrpc": Tsv({"sentence1": "#1 String", "sentence2": "#2 String"}, label="Quality"),
-    "qqp": Tsv({"question1": "question1", "question2": "question2"}, label="is_duplicate", ragged=True),
-    "stsb": Tsv(_PAIR, label="score", real=True),
-    "mnli": Tsv(
-        {"premise": "sentence1", "hypothesis": "sentence2"},
-        label="gold_label",
-        classes=("entailment", "neutral", "contradiction"),
+    "cola": ("CoLA", Tsv({"sentence": 3}, label=1, width=4)),
+    "sst2": ("SST-2", Tsv({"sentence": "sentence"})),
+    "mrpc": ("MRPC", Tsv({"sentence1": "#1 String", "sentence2": "#2 String"}, label="Quality")),
+    "qqp": ("QQP", Tsv({"question1": "question1", "question2": "question2"}, label="is_duplicate", ragged=True)),
+    "stsb": ("STS-B", Tsv(_PAIR, label="score", real=True)),
+    "mnli": (
+        "MNLI",
+        Tsv(
+            {"premise": "sentence1", "hypothesis": "sentence2"},
+            label="gold_label",
+            classes=("entailment", "neutral", "contradiction"),
+        ),
     ),
-    "qnli": Tsv({"question": "question", "sentence": "sentence"}, classes=_ENTAILED),
-    "rte": Tsv(_PAIR, classes=_ENTAILED),
-    "wnli": Tsv(_PAIR),
+    "qnli": ("QNLI", Tsv({"question": "question", "sentence": "sentence"}, classes=_ENTAILED)),
+    "rte": ("RTE", Tsv(_PAIR, classes=_ENTAILED)),
+    "wnli": ("WNLI", Tsv(_PAIR)),
+}
+_GLUE_FILES = {
+    "train": "train.tsv",
+    "validation": "dev.tsv",
+    "validation_matched": "dev_matched.tsv",
+    "validation_mismatched": "dev_mismatched.tsv",
+    # only MRPC's test labels are published: not in its test.tsv, but in the file that was made of
+    "test": "msr_paraphrase_test.txt",
 }
 
 
 def glue_tsv(task: str) -> Tsv:
     """The reader of a GLUE task's ``train.tsv`` and ``dev.tsv``; rows as ``nyu-mll/glue`` has them, but for ``idx``:
     it counts the file's lines, and MRPC's files were split from one that the hub counts."""
-    return _GLUE[task]
+    return _GLUE[task][1]
+
+
+def glue(task: str) -> FirstFound:
+    """A task of GLUE, by the hub's name: the hub's files, or in the folder that ``--raw`` names the folder
+    ``glue_data`` as GLUE's own download script makes it (``glue_data/RTE/train.tsv``)."""
+    original = Original(f"glue_data/{_GLUE[task][0]}/{{split}}", glue_tsv(task), _GLUE_FILES)
+    return FirstFound(Hub("nyu-mll/glue", task), original)
 
 
 @dataclass(frozen=True, init=False)

@@ -144,7 +144,7 @@ ENTRIES = (
         _SPLITS,
         metric="rouge2",
         published={"train": 14_436, "valid": 1_960, "test": 1_906},
-        licence=UNSTATED,
+        licence="CC BY-NC-SA 4.0",
         citation="Zhang and Tetreault 2019, This Email Could Save Your Life, arXiv:1906.03497",
         note="An email's own subject; the subjects that annotators wrote for valid and test are not on the hub.",
     ),
