@@ -7,6 +7,7 @@ REQUIRES = [
     "torch>=2.6",  # from here on torch.load refuses pickled code unless told otherwise
     "numpy>=1.26",  # the first with wheels for Python 3.12
     "tokenizers>=0.20",  # reads the tokenizer.json that today's models are saved with
+    "tiktoken>=0.8",  # byte-level BPE of RoBERTa and BART
     "safetensors>=0.4",  # the weights of models in Hugging Face layout
     "packaging>=22",  # names of packages and wheels, parsed as pip does
     "PyYAML>=6.0",  # suites

@@ -1,10 +1,11 @@
-"""``python -m preprocess list | prepare | check``."""
+"""``python -m preprocess list | prepare | check | suites``."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from preprocess.binarize import files_in, fingerprint
 from preprocess.catalog import CATALOG, lookup
 from preprocess.download import Fetch
 from preprocess.prepare import prepare
+from preprocess.suites import write_suites
 
 
 def list_datasets(family: str | None = None) -> str:
@@ -84,16 +86,19 @@ def _problems(folder: Path, out: Path) -> list[str]:
 
 
 def _summary(metas: Sequence[dict[str, Any]]) -> str:
+    """The closing table. ``difference``: rows read less those published, of the splits of which a size is known."""
     rows = []
     for meta in metas:
-        examples = [meta["splits"].get(split, {}).get("examples", 0) for split in ("train", "valid")]
-        reasons: dict[str, int] = {}
-        for split in meta["splits"].values():
-            for reason, count in split["dropped"].items():
-                reasons[reason] = reasons.get(reason, 0) + count
+        splits = meta["splits"]
+        kept = " + ".join(str(split["examples"]) for split in splits.values())
+        reasons = sum((Counter(split["dropped"]) for split in splits.values()), Counter())
         why = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-        rows.append((meta["name"], meta["family"], *examples, sum(reasons.values()), why))
-    return table(("dataset", "family", "train", "valid", "dropped", "why"), rows)
+        known = [split for split in splits.values() if split["published"] is not None]
+        published = sum(split["published"] for split in known)
+        difference = sum(split["rows"] for split in known) - published
+        sizes = (str(published), f"{difference:+d}" if difference else "none") if known else ("not known", "")
+        rows.append((meta["name"], meta["family"], kept, "+".join(splits), reasons.total(), why, *sizes))
+    return table(("dataset", "family", "kept", "splits", "dropped", "why", "published", "difference"), rows)
 
 
 def _share(text: str) -> float:
@@ -134,6 +139,9 @@ def _parser() -> argparse.ArgumentParser:
     making.add_argument("--force", action="store_true", help="replace datasets that are already there")
     checking = commands.add_parser("check", help="compare a data-bin folder with what was written")
     checking.add_argument("out", type=Path, nargs="?", default=Path("data-bin"))
+    drawing = commands.add_parser("suites", help="write the suites of the paper and its studies")
+    drawing.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the suite files")
+    drawing.add_argument("--seed", type=int, default=1, metavar="N", help="of what chance decides (default: 1)")
     return parser
 
 
@@ -148,6 +156,10 @@ def _run(options: argparse.Namespace) -> int:
         if not problems:
             print(f"{options.out}: {count} datasets, all files as they were written")
         return bool(problems)
+    if options.command == "suites":
+        for file in write_suites(options.out, options.seed):
+            print(file)
+        return 0
     names = (Suite.load(options.suite) if options.suite else Suite.load(options.datasets)).names
     entries = [lookup(name) for name in names]
     fetch = Fetch(options.cache or default_cache(), options.raw)

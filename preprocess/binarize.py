@@ -7,45 +7,66 @@ last of all: what bears the dataset's name is whole.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import shutil
+import struct
+import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-import torch
 from fairseq.data import Dictionary
-from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder, best_fitting_int_dtype
+from fairseq.data.indexed_dataset import MMapIndexedDataset, _dtype_header_code, best_fitting_int_dtype
 
 from muppet_fairseq.data.binarized import dictionary_path, stream_path
 from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families import FAMILIES
 from muppet_fairseq.spec import FORMAT
-from preprocess.convert import Example, Split
+from preprocess.convert import Example, Examples, Split, chunked, to_json
 from preprocess.entry import Entry
+from preprocess.jobs import Workers
 
-CHUNK = 1000
+#: what a chunk's items of a stream become: all numbers one after the other, and the size of each item
+Packed = tuple[np.ndarray, np.ndarray]
+#: items of an index that are written at a time
+INDEX_ITEMS = 2**20
 
 
 class _Sequences:
-    """Writes one int sequence an item, as fairseq's memory-mapped dataset."""
+    """Writes one int sequence an item, as fairseq's memory-mapped dataset.
+
+    fairseq's own builder takes one tensor at a time and keeps the sizes of all of them in memory.
+    """
 
     def __init__(self, path: Path, dtype: type) -> None:
-        self._path = path
-        self._builder = MMapIndexedDatasetBuilder(f"{self._path}.bin", dtype=dtype)
+        self._path, self._dtype = path, np.dtype(dtype)
+        self._items: IO[bytes] = open(f"{path}.bin", "wb")  # noqa: SIM115 -- closed by close()
+        self._sizes: IO[bytes] = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115
 
-    def extend(self, items: Iterable[Any]) -> None:
-        for item in items:
-            self._builder.add_item(torch.as_tensor(item))
+    def extend(self, packed: Packed) -> None:
+        flat, sizes = packed
+        self._items.write(flat.astype(self._dtype, copy=False).data)
+        self._sizes.write(sizes.astype(np.int32, copy=False).data)
 
     def close(self) -> None:
-        self._builder.finalize(f"{self._path}.idx")
+        self._items.close()
+        with self._sizes as sizes, open(f"{self._path}.idx", "wb") as index:
+            number = sizes.tell() // 4
+            index.write(MMapIndexedDataset.Index._HDR_MAGIC)
+            index.write(struct.pack("<QBQ", 1, _dtype_header_code(self._dtype.type), number))
+            sizes.seek(0)
+            shutil.copyfileobj(sizes, index)
+            sizes.seek(0)
+            begin = 0
+            while part := sizes.read(4 * INDEX_ITEMS):
+                ends = begin + np.cumsum(np.frombuffer(part, dtype=np.int32), dtype=np.int64) * self._dtype.itemsize
+                index.write(np.concatenate([[begin], ends[:-1]]).astype(np.int64).data)
+                begin = ends[-1]
 
 
 class _Scalars:
@@ -55,26 +76,24 @@ class _Scalars:
         self._path = path
         self._values = array("i")
 
-    def extend(self, items: Iterable[int]) -> None:
-        self._values.extend(items)
+    def extend(self, packed: Packed) -> None:
+        self._values.frombytes(packed[0].astype(np.int32).tobytes())
 
     def close(self) -> None:
-        np.save(f"{self._path}.npy", np.array(self._values, dtype=np.int32))
+        np.save(f"{self._path}.npy", np.frombuffer(self._values, dtype=np.int32))
 
 
 class _Values:
     """Writes one number an item, as the lines of text that fairseq's ``--regression-target`` reads."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._values = array("d")
+        self._lines = open(f"{path}.label", "w", encoding="ascii")  # noqa: SIM115 -- closed by close()
 
-    def extend(self, items: Iterable[float]) -> None:
-        self._values.extend(items)
+    def extend(self, packed: Packed) -> None:
+        self._lines.writelines(f"{value!r}\n" for value in packed[0].tolist())
 
     def close(self) -> None:
-        lines = "".join(f"{value!r}\n" for value in self._values)
-        Path(f"{self._path}.label").write_text(lines, encoding="ascii")
+        self._lines.close()
 
 
 class _Labels(_Sequences):
@@ -84,20 +103,10 @@ class _Labels(_Sequences):
         super().__init__(path, best_fitting_int_dtype(len(dictionary)))
         self._dictionary = dictionary
 
-    def extend(self, items: Iterable[int]) -> None:
-        shift, eos = self._dictionary.nspecial, self._dictionary.eos()
-        super().extend([label + shift, eos] for label in items)
-
-
-class _Raw(_Sequences):
-    """Writes the example itself, as bytes of JSON."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, np.uint8)
-
-    def extend(self, items: Iterable[Example]) -> None:
-        texts = (json.dumps(example, ensure_ascii=False).encode() for example in items)
-        super().extend(np.frombuffer(text, dtype=np.uint8).copy() for text in texts)
+    def extend(self, packed: Packed) -> None:
+        symbols = packed[0] + self._dictionary.nspecial
+        rows = np.stack([symbols, np.full_like(symbols, self._dictionary.eos())], axis=1)
+        super().extend((rows, np.full(len(rows), 2)))
 
 
 def binarize(
@@ -106,6 +115,7 @@ def binarize(
     tokenizer: Tokenizer,
     out: Path,
     progress: Callable[[int], Any] = lambda _: None,
+    workers: Workers | None = None,
 ) -> dict[str, Any]:
     """Write a dataset to ``out/<name>``, in the place of an older one, and return its ``dataset.json``.
 
@@ -115,26 +125,26 @@ def binarize(
         tokenizer: its ``dict.txt`` is the one of ``out``.
         out: the ``data-bin`` folder; it exists.
         progress: called with the number of examples just written.
+        workers: convert and tokenise.
 
     Raises:
-        MuppetError: a split has no examples, or what iterating over the splits raises.
+        MuppetError: a split has no examples, or what reading the splits raises.
     """
-    partial = out / f".{entry.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    partial_folder = out / f".{entry.name}.partial"
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    partial_folder.mkdir()
     try:
-        streams = FAMILIES[entry.family].streams(num_inputs(entry))
         labels, splits = _labels(entry, splits)
         counts = {
-            name: _write_split(entry, labels, name, split, streams, tokenizer, partial, progress)
+            name: _write_split(entry, labels, name, split, tokenizer, partial_folder, progress, workers)
             for name, split in splits.items()
         }
         meta = _metadata(entry, labels, splits, counts, tokenizer)
-        meta["files"] = {name: fingerprint(partial / name) for name in files_in(partial)}
-        (partial / "dataset.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
-        _replace_folder(partial, out / entry.name)
+        meta["files"] = {name: fingerprint(partial_folder / name) for name in files_in(partial_folder)}
+        (partial_folder / "dataset.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
+        _replace_folder(partial_folder, out / entry.name)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial_folder, ignore_errors=True)
         raise
     return meta
 
@@ -167,8 +177,9 @@ def _labels(entry: Entry, splits: Mapping[str, Split]) -> tuple[list[str], Mappi
     if entry.labels or key is None:
         return entry.label_names, splits
     # read twice: once for the classes, once for writing them
-    train = replace(splits["train"], examples=list(splits["train"].examples))
-    return sorted({label for example in train.examples for label in example[key]}), {**splits, "train": train}
+    examples = list(splits["train"].examples)
+    train = Split(map(Examples, chunked(examples)), len(examples), account=splits["train"].account)
+    return sorted({label for example in examples for label in example[key]}), {**splits, "train": train}
 
 
 def _write_split(
@@ -176,26 +187,23 @@ def _write_split(
     labels: Sequence[str],
     name: str,
     split: Split,
-    streams: Mapping[str, str],
     tokenizer: Tokenizer,
     folder: Path,
     progress: Callable[[int], Any],
+    workers: Workers | None,
 ) -> int:
+    streams = FAMILIES[entry.family].streams(num_inputs(entry))
     writers = {stream: _writer(kind, folder, stream, name, entry, tokenizer) for stream, kind in streams.items()}
-    raw = None
     if name != "train":
         (folder / "raw").mkdir(exist_ok=True)
-        raw = _Raw(stream_path(folder, "raw", name))
+        writers["raw"] = _Sequences(stream_path(folder, "raw", name), np.uint8)
     count = 0
-    for chunk in _chunks(split.examples):
-        encoded = FAMILIES[entry.family].encode(chunk, tokenizer, labels)
+    for examples, encoded in split.map(partial(_encoded, entry.family, labels, tokenizer, tuple(writers)), workers):
         for stream, writer in writers.items():
             writer.extend(encoded[stream])
-        if raw is not None:
-            raw.extend(chunk)
-        count += len(chunk)
-        progress(len(chunk))
-    for writer in [*writers.values(), *([raw] if raw else [])]:
+        count += examples
+        progress(examples)
+    for writer in writers.values():
         writer.close()
     if not count:
         raise MuppetError(
@@ -204,15 +212,27 @@ def _write_split(
     return count
 
 
+def _encoded(
+    family: str, labels: Sequence[str], tokenizer: Tokenizer, streams: Sequence[str], examples: list[Example]
+) -> tuple[int, dict[str, Packed]]:
+    """The number of examples, and their streams; ``raw`` is the examples themselves, as bytes of JSON."""
+    encoded = FAMILIES[family].encode(examples, tokenizer, labels) if examples else {stream: [] for stream in streams}
+    if "raw" in streams:
+        encoded["raw"] = [np.frombuffer(to_json(example).encode(), dtype=np.uint8) for example in examples]
+    return len(examples), {stream: _packed(encoded[stream]) for stream in streams}
+
+
+def _packed(items: Sequence[Any]) -> Packed:
+    if items and isinstance(items[0], int | float):
+        return np.array(items), np.ones(len(items), dtype=np.int32)
+    arrays = list(map(np.asarray, items))
+    sizes = np.fromiter(map(len, arrays), dtype=np.int32, count=len(arrays))
+    return np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int32), sizes
+
+
 def _left_out(split: Split) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in split.account.dropped.items())
     return f"{split.account.rows} rows read" + (f", left out: {reasons}" if reasons else "")
-
-
-def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
-    iterator = iter(examples)
-    while chunk := list(itertools.islice(iterator, CHUNK)):
-        yield chunk
 
 
 def _writer(
@@ -247,7 +267,13 @@ def _metadata(
         "labels": labels,
         "num_inputs": num_inputs(entry),
         "splits": {
-            name: {"examples": counts[name], "dropped": dict(sorted(split.account.dropped.items()))}
+            name: {
+                "examples": counts[name],
+                # of a split that is divided, all rows are on the account of "train"
+                "rows": split.account.rows,
+                "dropped": dict(sorted(split.account.dropped.items())),
+                "published": entry.published.get(name),
+            }
             for name, split in splits.items()
         },
         "dictionary": dictionary_sha256(tokenizer.folder / "dict.txt"),

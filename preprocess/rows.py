@@ -17,4 +17,4 @@ class BadRow(Exception):
 
 
 #: where each row stands, and the row or why it is none
-Rows = Iterator[tuple[str, Row | BadRow | LeaveOut]]
+RowIterator = Iterator[tuple[str, Row | BadRow | LeaveOut]]

@@ -132,20 +132,25 @@ def _stripped(value: Any) -> Any:
     return value.strip() if isinstance(value, str) else value
 
 
+def prepared(entry: Entry, way: str, gpt2: Tokenizer, raw: Path, out: Path) -> dict[str, Any]:
+    """Prepare an entry's fixture from the files of one of :data:`WAYS` and return its ``dataset.json``."""
+    if way == "hub":
+        mirror(entry, fixture_of(entry.name), raw)
+    else:
+        release(fixture_of(entry.name), raw)
+    (meta,), failures = prepare([entry], gpt2, out, Fetch(raw / "cache", raw), max_bad_share=1.0)
+    assert not failures
+    return meta
+
+
 @pytest.mark.parametrize(("name", "way"), WAYS)
 def test_rows_come_back_unchanged(name: str, way: str, gpt2: Tokenizer, tmp_path: Path):
     entry, fixture = CATALOG[name], fixture_of(name)
     if isinstance(entry.splits, HeldOut):
         # of a few rows, the real share would be none or all
         entry = dataclasses.replace(entry, splits=dataclasses.replace(entry.splits, valid=0.25))
-    if way == "hub":
-        mirror(entry, fixture, tmp_path / "raw")
-    else:
-        release(fixture, tmp_path / "raw")
     out = tmp_path / "data-bin"
-    ready, failures = prepare([entry], gpt2, out, Fetch(tmp_path / "cache", tmp_path / "raw"), max_bad_share=1.0)
-    assert not failures
-    (meta,) = ready
+    meta = prepared(entry, way, gpt2, tmp_path / "raw", out)
     assert meta["labels"] == fixture.get("labels", [])
     spec = DatasetSpec(name, entry.family, entry.metric, tuple(meta["labels"]), meta["num_inputs"])
     splits = {split: BinarizedSplit(out, spec, split, dictionary_sha256(out / "dict.txt")) for split in meta["splits"]}
@@ -156,12 +161,26 @@ def test_rows_come_back_unchanged(name: str, way: str, gpt2: Tokenizer, tmp_path
     for split, expected in all_expected.items():
         opened = splits[split]
         assert read_back(entry, opened, gpt2) == [comparable(example, entry.family) for example in expected]
-        assert meta["splits"][split]["dropped"] == fixture.get("dropped", {}).get(split, {})
+        dropped = fixture.get("dropped", {}) | (fixture.get("original_dropped", {}) if way == "original" else {})
+        assert meta["splits"][split]["dropped"] == dropped.get(split, {})
         if split != "train":
             raw = [opened.raw(index) for index in range(len(expected))]
             assert [{k: v for k, v in example.items() if k != "id"} for example in raw] == expected
             if entry.family == "mrc":
                 _check_what_is_scored(opened, expected)
+
+
+@pytest.mark.parametrize("name", [name for name, way in WAYS if way == "original"])
+def test_the_hubs_and_the_original_files_give_the_same_data(name: str, gpt2: Tokenizer, tmp_path: Path):
+    contents = []
+    for way in ("hub", "original"):
+        prepared(CATALOG[name], way, gpt2, tmp_path / way / "raw", tmp_path / way / "data-bin")
+        folder = tmp_path / way / "data-bin" / name
+        files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+        # raw examples and dataset.json say where each row stood, and when it was read
+        trained_on = [file for file in files if file.parts[0] not in ("raw", "dataset.json")]
+        contents.append({str(file): (folder / file).read_bytes() for file in trained_on})
+    assert contents[0] == contents[1]
 
 
 def _parted(expected: dict[str, list[dict]], valid: BinarizedSplit) -> dict[str, list[dict]]:

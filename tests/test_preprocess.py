@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -24,7 +28,7 @@ from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families import FAMILIES
 from muppet_fairseq.packages import default_cache
 from muppet_fairseq.suite import Suite
-from preprocess import binarize as binarize_module
+from preprocess import convert as convert_module
 from preprocess import prepare as prepare_module
 from preprocess.catalog import CATALOG, lookup
 from preprocess.convert import convert, hold_out
@@ -320,36 +324,33 @@ class TestConvert:
 
 
 class TestHoldOut:
-    GROUPED = [(f"group {i % 37}", {"id": str(i)}) for i in range(200)]
+    GROUPS = np.arange(200) % 37
 
     def test_groups_stay_whole_and_together(self) -> None:
-        train, valid = hold_out(self.GROUPED, HeldOut(0.25), "toy")
-        assert sorted(int(e["id"]) for e in train + valid) == list(range(200))
+        train, valid = (split.tolist() for split in hold_out(self.GROUPS, HeldOut(0.25), "toy"))
+        assert sorted(train + valid) == list(range(200))
         assert 44 <= len(valid) <= 50
         for split in (train, valid):
-            groups = [int(example["id"]) % 37 for example in split]
-            runs = [group for i, group in enumerate(groups) if i == 0 or groups[i - 1] != group]
-            assert len(runs) == len(set(runs))
-        assert {int(e["id"]) % 37 for e in train}.isdisjoint(int(e["id"]) % 37 for e in valid)
+            groups = [number % 37 for number in split]
+            # in the order of their first example, which is that of the numbers here
+            assert groups == sorted(groups)
+        assert {number % 37 for number in train}.isdisjoint(number % 37 for number in valid)
 
     @pytest.mark.parametrize("seed", range(5))
     def test_large_groups_never_make_it_too_large(self, seed: int) -> None:
-        grouped = [("large", {"id": str(i)}) for i in range(60)] + [
-            (i, {"id": f"{i} {k}"}) for i in range(20) for k in "abc"
-        ]
-        valid = hold_out(grouped, HeldOut(0.3, seed=seed), "toy")[1]
+        groups = np.array([99] * 60 + [group for group in range(20) for _ in "abc"])
+        valid = hold_out(groups, HeldOut(0.3, seed=seed), "toy")[1]
         assert len(valid) == 36
 
     def test_a_number_of_examples(self) -> None:
-        grouped = [(i, {"id": str(i)}) for i in range(200)]
-        assert len(hold_out(grouped, HeldOut(31), "toy")[1]) == 31
+        assert len(hold_out(np.arange(200), HeldOut(31), "toy")[1]) == 31
 
     def test_the_seed_and_the_name_decide(self) -> None:
         draws = [HeldOut(0.25), HeldOut(0.25), HeldOut(0.25, seed=2)]
-        first, again, other = (hold_out(self.GROUPED, draw, "toy") for draw in draws)
+        first, again, other = (hold_out(self.GROUPS, draw, "toy")[1].tolist() for draw in draws)
         assert first == again
         assert first != other
-        assert first != hold_out(self.GROUPED, HeldOut(0.25), "other")
+        assert first != hold_out(self.GROUPS, HeldOut(0.25), "other")[1].tolist()
 
     def test_case_and_punctuation_make_no_other_group(self, raw: Path) -> None:
         rows = [
@@ -688,7 +689,7 @@ class TestBinarize:
         self, nli: Entry, raw: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         command.prepare([nli], tokenizer, tmp_path / "a", Fetch(raw, raw))
-        monkeypatch.setattr(binarize_module, "CHUNK", 7)
+        monkeypatch.setattr(convert_module, "CHUNK_ITEMS", 7)
         command.prepare([nli], tokenizer, tmp_path / "b", Fetch(raw, raw))
         assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
 
@@ -754,14 +755,14 @@ INTERRUPTED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, "tests")
-from preprocess import binarize, __main__ as command
+from preprocess import convert, __main__ as command
 from preprocess.catalog import CATALOG
 from toy_data import nli_entry
 from preprocess.download import PackageFile
 from muppet_fairseq.families import FAMILIES
 raw, sha256, tokenizer, out = sys.argv[1:]
 CATALOG["toy_nli"] = nli_entry(PackageFile("toy==1.0", sha256, ("toy/nli.jsonl",)))
-binarize.CHUNK = 10
+convert.CHUNK_ITEMS = 10
 encode = FAMILIES["classification"].encode
 calls = []
 def slow(*arguments):
@@ -775,7 +776,33 @@ command.main(["prepare", "--datasets", "toy_nli", "--tokenizer", tokenizer, "--r
 """
 
 
+class Undisturbed(NamedTuple):
+    """A preparation that nothing disturbed: its files, and how long it took."""
+
+    files: dict[str, bytes]
+    seconds: float
+
+
 class TestInterruption:
+    @pytest.fixture
+    def four(self, raw: Path, monkeypatch: pytest.MonkeyPatch) -> list[Entry]:
+        """Two datasets that are divided and two that are not."""
+        monkeypatch.setattr(convert_module, "CHUNK_ITEMS", 50)
+        rows = nli_rows(600)
+        source = write_wheel(raw, {"toy/nli.jsonl": rows, "toy/all.jsonl": rows[:300]})
+        nli = nli_entry(source)
+        fields = {"inputs": ["premise"], "label": lambda row: len(row["label"])}
+        numbers = regression_entry(dataclasses.replace(source, paths=("toy/{split}.jsonl",)), fields=fields)
+        pairs = (nli, "first"), (numbers, "second"), (nli, "third"), (numbers, "fourth")
+        return [dataclasses.replace(entry, name=name) for entry, name in pairs]
+
+    @pytest.fixture
+    def undisturbed(self, four: list[Entry], raw: Path, tokenizer: Tokenizer, tmp_path: Path) -> Undisturbed:
+        begin = time.perf_counter()
+        command.prepare(four, tokenizer, tmp_path / "undisturbed", Fetch(raw, raw))
+        seconds = time.perf_counter() - begin
+        return Undisturbed(bytes_of(tmp_path / "undisturbed"), seconds)
+
     def expect_unfinished_then_whole(self, nli: Entry, raw: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
         out = tmp_path / "out"
         assert not list(out.glob("*/dataset.json"))
@@ -796,6 +823,24 @@ class TestInterruption:
         assert (tmp_path / "out/.toy_nli.partial/input0").is_dir()
         self.expect_unfinished_then_whole(nli, raw, tokenizer, tmp_path)
 
+    @pytest.mark.parametrize("moment", range(20))
+    def test_killed_at_any_moment(
+        self, moment: int, four: list[Entry], raw: Path, tokenizer: Tokenizer, undisturbed: Undisturbed, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "out"
+        make = partial(command.prepare, four, tokenizer, out, Fetch(raw, raw))
+        # a fork has all imported; what is measured and killed is the preparation alone
+        process = multiprocessing.get_context("fork").Process(target=make)
+        process.start()
+        process.join(undisturbed.seconds * random.Random(moment).random())
+        process.kill()
+        process.join()
+        there = [folder for folder in out.glob("[!.]*/") if folder.name != "tokenizer"]
+        # what has a name is whole
+        assert not there or command.check(out) == (len(there), [])
+        make()
+        assert bytes_of(out) == undisturbed.files
+
     @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
     @pytest.mark.parametrize("calls", [1, 3])
     def test_failed(
@@ -809,7 +854,7 @@ class TestInterruption:
         calls: int,
     ) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(binarize_module, "CHUNK", 10)
+            patch.setattr(convert_module, "CHUNK_ITEMS", 10)
             encode, seen = FAMILIES["classification"].encode, []
 
             def fail(*arguments: Any) -> dict:

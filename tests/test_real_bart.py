@@ -14,7 +14,7 @@ from muppet_fairseq.hub import MuppetHub
 from muppet_fairseq.packages import default_cache
 from preprocess.binarize import binarize
 from preprocess.catalog import lookup
-from preprocess.convert import Account, Split, convert
+from preprocess.convert import Examples, Split, convert
 from preprocess.download import Fetch
 from tests.toy_suite import ROOT, logged, options, trained
 
@@ -37,7 +37,7 @@ def test_bart_overfits_64_real_pairs(gpt2_folder: Path, tmp_path: Path):
     data.mkdir()
     tokenizer.save(data / "tokenizer")
     (data / "dict.txt").write_bytes((gpt2_folder / "dict.txt").read_bytes())
-    binarize(entry, {split: Split(pairs, Account()) for split in ("train", "valid")}, tokenizer, data)
+    binarize(entry, {split: Split([Examples(pairs)]) for split in ("train", "valid")}, tokenizer, data)
     updates = 240
     trained(
         options(

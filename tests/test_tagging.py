@@ -33,7 +33,7 @@ from muppet_fairseq.trained import TrainedModel
 from muppet_fairseq.trees import Constituent, Tree
 from preprocess.binarize import binarize
 from preprocess.catalog import CATALOG
-from preprocess.convert import Account, Split
+from preprocess.convert import Examples, Split
 from preprocess.download import Fetch
 from preprocess.prepare import prepare
 from tests.toy_suite import logged, open_task, options, toy_entry, trained
@@ -488,7 +488,7 @@ def test_labels_are_those_of_train_and_unseen_ones_count_as_wrong(data: Path, be
     out.mkdir()
     train = [{"id": "1", "words": ["the", "dog"], "tags": ["DT", "NN"]}]
     valid = [{"id": "2", "words": ["the", "cat"], "tags": ["DT", "NNP"]}]
-    splits = {"train": Split(iter(train), Account()), "valid": Split(iter(valid), Account())}
+    splits = {"train": Split([Examples(train)]), "valid": Split([Examples(valid)])}
     meta = binarize(toy_entry("pos", "tagging", (), "accuracy"), splits, bert, out)
     assert meta["labels"] == ["DT", "NN"]
     spec = DatasetSpec("pos", "tagging", "accuracy", ("DT", "NN"))

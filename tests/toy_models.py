@@ -17,7 +17,7 @@ from muppet_fairseq.data.binarized import stream_path
 from muppet_fairseq.data.tokenizer import Tokenizer
 from muppet_fairseq.release import release
 from preprocess.binarize import binarize
-from preprocess.convert import Account, Split, convert
+from preprocess.convert import Examples, Split, convert
 from preprocess.download import Fetch, PackageFile
 from preprocess.entry import Entry, HeldOut
 from tests.toy_data import write_wheel
@@ -94,7 +94,7 @@ def new_data_bin(data: Path, out: Path) -> Path:
 def add_dataset(out: Path, entry: Entry, **splits: list[dict[str, Any]]) -> None:
     """Binarise examples, which get the id ``<split>-<number>``, into a data-bin."""
     numbered = {
-        name: Split([{"id": f"{name}-{i}", **example} for i, example in enumerate(examples)], Account())
+        name: Split([Examples([{"id": f"{name}-{i}", **example} for i, example in enumerate(examples)])])
         for name, examples in splits.items()
     }
     binarize(entry, numbered, Tokenizer.load(out / "tokenizer"), out)

@@ -16,7 +16,7 @@ from muppet_fairseq.data.tokenizer import Tokenizer
 from muppet_fairseq.tasks.muppet import MuppetTask, MuppetTaskConfig
 from muppet_fairseq.trees import Tree
 from preprocess.binarize import binarize
-from preprocess.convert import Account, Split
+from preprocess.convert import Examples, Split
 from preprocess.download import PackageFile
 from preprocess.entry import Entry, HeldOut
 from tests.toy_data import write_bert_tokenizer
@@ -39,7 +39,7 @@ def write_data_bin(folder: Path) -> Path:
     for name, (family, labels, metric, make) in _DATASETS.items():
         rng = random.Random(name)
         splits = {
-            split: Split([{"id": f"{split}-{i}", **make(rng)} for i in range(count)], Account())
+            split: Split([Examples([{"id": f"{split}-{i}", **make(rng)} for i in range(count)])])
             for split, count in {"train": _TRAIN[name], "valid": 24}.items()
         }
         binarize(toy_entry(name, family, labels, metric), splits, tokenizer, out)

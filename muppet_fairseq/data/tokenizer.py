@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,8 @@ class Tokenizer:
         self._backend = backend
 
     def __reduce__(self) -> tuple[Callable[[Path], Tokenizer], tuple[Path]]:
-        """To another process goes the folder's name: not all types can be pickled."""
-        return Tokenizer.load, (self.folder,)
+        """To another process goes the folder's name, for not all types can be pickled; it is loaded there once."""
+        return _loaded, (self.folder,)
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -75,7 +76,7 @@ class Tokenizer:
 
     def encode_with_eos(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Encode texts to dictionary indices with ``</s>`` at the end, int32 ``[tokens + 1]`` each."""
-        return [self.with_eos(ids) for ids in self._backend.encode_ids(texts)]
+        return self._backend.encode_with_eos(texts)
 
     def decode(self, indices: Sequence[int]) -> str:
         """Turn dictionary indices ``[n]``, special tokens left out, back into a text."""
@@ -93,6 +94,11 @@ class Tokenizer:
             temporary = folder / f".{name}.partial"
             shutil.copyfile(self.folder / name, temporary)
             os.replace(temporary, folder / name)
+
+
+@lru_cache(maxsize=2)
+def _loaded(folder: Path) -> Tokenizer:
+    return Tokenizer.load(folder)
 
 
 def load_dictionary(path: Path) -> Dictionary:

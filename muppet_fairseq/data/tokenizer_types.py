@@ -6,18 +6,21 @@ with the characters that each token covers, for many texts at a time.
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import tiktoken
 import tokenizers
 from fairseq.data import Dictionary
+from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 
 from muppet_fairseq.errors import MuppetError
 
@@ -25,6 +28,8 @@ from muppet_fairseq.errors import MuppetError
 CACHE = 2**17
 #: a longer word (a sentence of Chinese) seldom comes again, and would fill the cache (characters)
 CACHED_WORD = 32
+#: longest run of white space that is read in one piece (characters)
+LONG_BLANK = 2**16
 #: what ``Dictionary.encode_line`` takes for one token
 TOKEN = re.compile(r"\S+")
 #: sentencepiece's blank
@@ -63,35 +68,35 @@ class TokenizerType(ABC):
         """Encode texts, with offsets."""
 
     @abstractmethod
-    def encode_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Encode texts to dictionary indices, int32 ``[tokens]`` each."""
+    def encode_with_eos(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Encode texts to dictionary indices with ``</s>`` at the end, int32 ``[tokens + 1]`` each."""
 
     @abstractmethod
     def decode(self, indices: np.ndarray) -> str:
         """Turn dictionary indices, int ``[n]``, back into a text."""
 
 
-class HuggingFace(TokenizerType):
-    """Hugging Face ``tokenizers``: in parallel on all cores."""
+class Bert(TokenizerType):
+    """BERT's WordPiece, as ``transformers`` saves it: in parallel on all cores."""
+
+    files = ("tokenizer.json",)
 
     def __init__(self, folder: Path, dictionary: Dictionary) -> None:
-        self._backend = self.load(folder)
+        self._backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        if self._backend.decoder is None:
+            self._backend.decoder = tokenizers.decoders.WordPiece()
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
-        # the dictionary index of each backend id; unk where there is none
-        self._index_of = np.full(max(vocabulary.values()) + 1, dictionary.unk(), dtype=np.int32)
+        # the dictionary index of each backend id; unk where there is none, and </s> for one more
+        self._eos = max(vocabulary.values()) + 1
+        self._index_of = np.full(self._eos + 1, dictionary.unk(), dtype=np.int32)
         for token, number in vocabulary.items():
-            self._index_of[number] = dictionary.index(self.symbol(token, number))
+            self._index_of[number] = dictionary.index(token)
         _check_dictionary(folder, int((self._index_of != dictionary.unk()).sum()), len(vocabulary))
         self._id_of = np.zeros(len(dictionary), dtype=np.intp)
-        self._id_of[self._index_of] = np.arange(len(self._index_of))
-
-    @abstractmethod
-    def load(self, folder: Path) -> tokenizers.Tokenizer:
-        """Make the backend of the folder's files."""
-
-    @abstractmethod
-    def symbol(self, token: str, number: int) -> str:
-        """What ``dict.txt`` calls the backend's token."""
+        self._id_of[self._index_of[:-1]] = np.arange(self._eos)
+        self._index_of[self._eos] = dictionary.eos()
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         return [
@@ -99,9 +104,9 @@ class HuggingFace(TokenizerType):
             for encoded in self._backend.encode_batch(list(texts), add_special_tokens=False)
         ]
 
-    def encode_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode_with_eos(self, texts: Sequence[str]) -> list[np.ndarray]:
         batch = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [self._ids(encoded.ids) for encoded in batch]
+        return [self._ids([*encoded.ids, self._eos]) for encoded in batch]
 
     def decode(self, indices: np.ndarray) -> str:
         return self._backend.decode(self._id_of[indices].tolist())
@@ -110,40 +115,78 @@ class HuggingFace(TokenizerType):
         return self._index_of[np.array(ids, dtype=np.intp)]
 
 
-class Bert(HuggingFace):
-    """BERT's WordPiece, as ``transformers`` saves it."""
+class Gpt2(TokenizerType):
+    """fairseq's ``--bpe gpt2``: the byte-level BPE of RoBERTa and BART, by ``tiktoken``.
 
-    files = ("tokenizer.json",)
-
-    def load(self, folder: Path) -> tokenizers.Tokenizer:
-        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        backend.no_truncation()
-        backend.no_padding()
-        if backend.decoder is None:
-            backend.decoder = tokenizers.decoders.WordPiece()
-        return backend
-
-    def symbol(self, token: str, number: int) -> str:
-        return token
-
-
-class Gpt2(HuggingFace):
-    """fairseq's ``--bpe gpt2``: the byte-level BPE of RoBERTa and BART."""
+    ``tiktoken`` merges any two pieces that together are a token, where fairseq merges the pairs that ``vocab.bpe``
+    lists. The result is the same where every token is what its own bytes are merged to, as for a learned vocabulary.
+    """
 
     files = ("encoder.json", "vocab.bpe")
+    #: how a text is cut into words before anything is merged (fairseq's ``gpt2_bpe_utils``)
+    WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-    def load(self, folder: Path) -> tokenizers.Tokenizer:
-        files = (str(folder / name) for name in self.files)
-        backend = tokenizers.Tokenizer(tokenizers.models.BPE(*tokenizers.models.BPE.read_file(*files)))
-        backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        # takes the blank before a word out of its token's offsets, as the span of an answer needs it
-        backend.post_processor = tokenizers.processors.ByteLevel(add_prefix_space=False, trim_offsets=True)
-        backend.decoder = tokenizers.decoders.ByteLevel()
-        return backend
-
-    def symbol(self, token: str, number: int) -> str:
+    def __init__(self, folder: Path, dictionary: Dictionary) -> None:
+        number_of = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+        byte_of = {character: bytes([byte]) for byte, character in bytes_to_unicode().items()}
+        lines = (folder / "vocab.bpe").read_text(encoding="utf-8").rstrip("\n").split("\n")
+        merged = ["".join(line.split(" ")) for line in lines if not line.startswith("#version")]
+        # a token's rank is its place here: the bytes, then what the merges make, in order
+        names = [*byte_of, *merged]
+        tokens = [b"".join(byte_of[character] for character in name) for name in names]
+        self._backend = tiktoken.Encoding(
+            "gpt2",
+            pat_str=self.WORDS,
+            mergeable_ranks={token: rank for rank, token in enumerate(tokens)},
+            special_tokens={},
+        )
         # fairseq's published GPT-2 dictionaries hold the ids themselves, as decimal strings
-        return str(number)
+        indices = [dictionary.index(str(number_of[name])) for name in names]
+        # one more: </s>
+        self._index_of = np.array([*indices, dictionary.eos()], dtype=np.int32)
+        _check_dictionary(folder, sum(index != dictionary.unk() for index in indices), len(names))
+        self._rank_of = np.zeros(len(dictionary), dtype=np.intp)
+        self._rank_of[indices] = np.arange(len(indices))
+        self._bytes = np.array([len(token) for token in tokens])
+        self._blanks_before = np.array([len(token) - len(token.lstrip(b" ")) for token in tokens])
+        self._blanks_after = np.array([len(token) - len(token.rstrip(b" ")) for token in tokens])
+
+    def encode(self, texts: Sequence[str]) -> list[Encoding]:
+        ranks = list(map(self._ranks, texts))
+        flat = _flat(ranks)
+        # the tokens' bytes, one after the other, are those of the texts
+        utf8 = np.frombuffer("".join(texts).encode(), dtype=np.uint8)
+        ends = np.cumsum(self._bytes[flat])
+        # number of characters that begin up to and with each byte
+        begun = np.cumsum((utf8 & 0xC0) != 0x80)
+        last = begun[ends - 1]
+        first = begun[ends - self._bytes[flat]] - 1
+        first = np.minimum(first + self._blanks_before[flat], last)
+        last = np.maximum(last - self._blanks_after[flat], first)
+        offsets = np.stack([first, last], axis=1)
+        sizes = list(map(len, ranks))
+        begins = np.cumsum([0, *map(len, texts)])[:-1]
+        offsets -= np.repeat(begins, sizes)[:, None]
+        pairs = zip(_cut(self._index_of[flat], sizes), _cut(offsets.astype(np.int32), sizes), strict=True)
+        return [Encoding(ids, places) for ids, places in pairs]
+
+    def encode_with_eos(self, texts: Sequence[str]) -> list[np.ndarray]:
+        eos = len(self._index_of) - 1
+        ranks = list(map(self._ranks, texts))
+        for numbers in ranks:
+            numbers.append(eos)
+        return _cut(self._index_of[_flat(ranks)], list(map(len, ranks)))
+
+    def decode(self, indices: np.ndarray) -> str:
+        return self._backend.decode(self._rank_of[indices].tolist())
+
+    def _ranks(self, text: str) -> list[int]:
+        if len(text) <= LONG_BLANK:
+            return self._backend.encode_ordinary(text)
+        # tiktoken's regular expression gives up on a run of some 100,000 blanks: such runs are cut
+        edges = [0, *(run.end() for run in re.finditer(rf"\s{{{LONG_BLANK}}}", text)), len(text)]
+        parts = (text[begin:end] for begin, end in itertools.pairwise(edges))
+        return list(itertools.chain.from_iterable(map(self._backend.encode_ordinary, parts)))
 
 
 class SentencePiece(TokenizerType):
@@ -177,10 +220,10 @@ class SentencePiece(TokenizerType):
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         return [self._encoding(text, pieces) for text, pieces in zip(texts, self._pieces(texts), strict=True)]
 
-    def encode_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
-        tokens = self._tokens
+    def encode_with_eos(self, texts: Sequence[str]) -> list[np.ndarray]:
+        tokens, eos = self._tokens, self._dictionary.eos()
         return [
-            np.array([index for piece in pieces for index, _, _ in tokens(piece)], dtype=np.int32)
+            np.array([*(index for piece in pieces for index, _, _ in tokens(piece)), eos], dtype=np.int32)
             for pieces in self._pieces(texts)
         ]
 
@@ -269,9 +312,10 @@ class FastBPE(TokenizerType):
             encodings.append(_encoding(ids, offsets))
         return encodings
 
-    def encode_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode_with_eos(self, texts: Sequence[str]) -> list[np.ndarray]:
+        eos = self._dictionary.eos()
         return [
-            np.array([index for word in text.split(" ") for index in self._tokens(word)[0]], dtype=np.int32)
+            np.array([*(index for word in text.split(" ") for index in self._tokens(word)[0]), eos], dtype=np.int32)
             for text in texts
         ]
 
@@ -300,7 +344,7 @@ class FastBPE(TokenizerType):
         cut = max(len((word + "\0").partition("\0")[0]) - 1, 0)
         pieces = [*word[:cut], word[cut:] + END_OF_WORD]
         never = len(self._rank)
-        ranks = [self._rank.get(pair, never) for pair in pairwise(pieces)]
+        ranks = [self._rank.get(pair, never) for pair in itertools.pairwise(pieces)]
         while ranks and (best := min(ranks)) < never:
             # all pairs of this rank, from the left, before those that the merges make
             while best in ranks:
@@ -336,6 +380,17 @@ def _tokens(piece: str, size: int, dictionary: Dictionary) -> list[tuple[int, in
 
 def _encoding(ids: list[int], offsets: list[int]) -> Encoding:
     return Encoding(np.array(ids, dtype=np.int32), np.array(offsets, dtype=np.int32).reshape(-1, 2))
+
+
+def _flat(lists: Sequence[list[int]]) -> np.ndarray:
+    """All numbers of several lists, one after the other, ``[n]``."""
+    return np.fromiter(itertools.chain.from_iterable(lists), dtype=np.intp, count=sum(map(len, lists)))
+
+
+def _cut(flat: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
+    """The pieces of ``flat`` ``[n, ...]`` with the given sizes."""
+    edges = [0, *itertools.accumulate(sizes)]
+    return [flat[begin:end] for begin, end in itertools.pairwise(edges)]
 
 
 def _check_dictionary(folder: Path, known: int, tokens: int) -> None:

@@ -13,6 +13,7 @@ import re
 from preprocess.download import Hub, Row
 from preprocess.entry import UNSTATED, BadRow, Entry, HeldOut
 from preprocess.fields import Joined, Required
+from preprocess.originals import glue
 
 _WANG_2018 = "Wang et al. 2018, GLUE, arXiv:1804.07461"
 
@@ -102,7 +103,7 @@ ENTRIES = (
     Entry(
         "cola",
         "classification",
-        Hub("nyu-mll/glue", "cola"),
+        glue("cola"),
         {"inputs": ["sentence"], "label": "label"},
         _TRAIN_VALID,
         labels={"0": "unacceptable", "1": "acceptable"},
@@ -114,7 +115,7 @@ ENTRIES = (
     Entry(
         "sst2",
         "classification",
-        Hub("nyu-mll/glue", "sst2"),
+        glue("sst2"),
         {"inputs": ["sentence"], "label": "label"},
         _TRAIN_VALID,
         labels=_SENTIMENT,
@@ -127,19 +128,19 @@ ENTRIES = (
     Entry(
         "mrpc",
         "classification",
-        Hub("nyu-mll/glue", "mrpc"),
+        glue("mrpc"),
         _SENTENCES,
         _TRAIN_VALID_TEST,
         labels={"0": "not_equivalent", "1": "equivalent"},
         metric="f1",
         published={"train": 3_668, "valid": 408, "test": 1_725},
-        licence=UNSTATED,
+        licence="Microsoft Research Shared Source licence (non-commercial use only)",
         citation="Dolan and Brockett 2005, Automatically Constructing a Corpus of Sentential Paraphrases, ACL I05-5002",
     ),
     Entry(
         "qqp",
         "classification",
-        Hub("nyu-mll/glue", "qqp"),
+        glue("qqp"),
         {"inputs": ["question1", "question2"], "label": "label"},
         _TRAIN_VALID,
         labels={"0": "not_duplicate", "1": "duplicate"},
@@ -151,7 +152,7 @@ ENTRIES = (
     Entry(
         "mnli",
         "classification",
-        Hub("nyu-mll/glue", "mnli"),
+        glue("mnli"),
         _PREMISE_HYPOTHESIS,
         _MNLI_SPLITS,
         labels=_ENTAILMENT,
@@ -164,7 +165,7 @@ ENTRIES = (
     Entry(
         "qnli",
         "classification",
-        Hub("nyu-mll/glue", "qnli"),
+        glue("qnli"),
         {"inputs": ["question", "sentence"], "label": "label"},
         _TRAIN_VALID,
         labels={"0": "entailment", "1": "not_entailment"},
@@ -176,7 +177,7 @@ ENTRIES = (
     Entry(
         "rte",
         "classification",
-        Hub("nyu-mll/glue", "rte"),
+        glue("rte"),
         _SENTENCES,
         _TRAIN_VALID,
         labels={"0": "entailment", "1": "not_entailment"},
@@ -188,7 +189,7 @@ ENTRIES = (
     Entry(
         "wnli",
         "classification",
-        Hub("nyu-mll/glue", "wnli"),
+        glue("wnli"),
         _SENTENCES,
         _TRAIN_VALID,
         labels={"0": "not_entailment", "1": "entailment"},
@@ -270,7 +271,7 @@ ENTRIES = (
         labels={"0": "choice1", "1": "choice2"},
         metric="accuracy",
         published={"train": 400, "valid": 100},
-        licence=UNSTATED,
+        licence="BSD 2-Clause",
         citation="Roemmele et al. 2011, Choice of Plausible Alternatives, AAAI Spring Symposium",
         note="Classification, a head of its own, as MUPPET counts it among SuperGLUE's; both choices are one input.",
     ),

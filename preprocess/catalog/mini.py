@@ -92,7 +92,7 @@ ENTRIES = (
         {"context": Joined("question"), **_LETTERED},
         HeldOut(0.5, group="question"),
         metric="accuracy",
-        licence="Apache-2.0",
+        licence=UNSTATED,
         citation="Mihaylov et al. 2018, Can a Suit of Armor Conduct Electricity?, arXiv:1809.02789",
         note="The published test set.",
     ),

@@ -217,7 +217,7 @@ ENTRIES = (
         _SPLITS,
         metric="record",
         published={"train": 100_730, "valid": 10_000},
-        licence=UNSTATED,
+        licence="Apache-2.0 for what is from CNN and Daily Mail, the Internet Archive's terms of use for the rest",
         citation="Zhang et al. 2018, ReCoRD, arXiv:1810.12885; in SuperGLUE, arXiv:1905.00537",
     ),
     Entry(

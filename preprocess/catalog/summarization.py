@@ -18,7 +18,7 @@ from preprocess.download import Fetch, Hub, Repository, Row, json_rows, until_da
 from preprocess.entry import UNSTATED, Entry, HeldOut, LeaveOut
 from preprocess.fields import Text
 from preprocess.originals import FirstFound
-from preprocess.rows import Rows
+from preprocess.rows import RowIterator
 
 NO_DOCUMENT = "it has no document"
 RATED_BAD = "its text was rated bad"
@@ -79,7 +79,7 @@ class PatentArchives(Repository):
     def patterns(self, split: str) -> list[str]:
         return [f"data/{self.version}/{self._theirs(split)}.zip"]
 
-    def rows(self, split: str, fetch: Fetch) -> Rows:
+    def rows(self, split: str, fetch: Fetch) -> RowIterator:
         (path,) = self.patterns(split)
         file = self.folder(split, fetch) / path
         if not file.is_file():
@@ -91,7 +91,7 @@ class PatentArchives(Repository):
     def _theirs(split: str) -> str:
         return {"validation": "val"}.get(split, split)
 
-    def _members(self, name: str, file: Path, folder: str) -> Rows:
+    def _members(self, name: str, file: Path, folder: str) -> RowIterator:
         with zipfile.ZipFile(file) as archive:
             for member in sorted(archive.namelist()):
                 if member.startswith(folder) and not member.endswith("/"):
@@ -146,7 +146,7 @@ ENTRIES = (
         _SPLITS,
         metric="rouge2",
         published={"train": 14_436, "valid": 1_960, "test": 1_906},
-        licence=UNSTATED,
+        licence="CC BY-NC-SA 4.0",
         citation="Zhang and Tetreault 2019, This Email Could Save Your Life, arXiv:1906.03497",
         note="An email's own subject; the subjects that annotators wrote for valid and test are not on the hub.",
     ),
