@@ -20,6 +20,7 @@ from preprocess.binarize import files_in, fingerprint
 from preprocess.catalog import CATALOG, lookup
 from preprocess.download import Fetch
 from preprocess.prepare import prepare
+from preprocess.revisions import read_revisions
 from preprocess.suites import write_suites
 
 
@@ -136,6 +137,9 @@ def _parser() -> argparse.ArgumentParser:
         help="stop a dataset with a larger share of unusable rows (default: 0.01)",
     )
     making.add_argument("--jobs", type=_positive, default=1, metavar="N", help="datasets at a time (default: 1)")
+    making.add_argument(
+        "--revisions", type=Path, metavar="FILE", help="take these commits of the hub; default: OUT/revisions.json"
+    )
     making.add_argument("--force", action="store_true", help="replace datasets that are already there")
     checking = commands.add_parser("check", help="compare a data-bin folder with what was written")
     checking.add_argument("out", type=Path, nargs="?", default=Path("data-bin"))
@@ -162,7 +166,8 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     names = (Suite.load(options.suite) if options.suite else Suite.load(options.datasets)).names
     entries = [lookup(name) for name in names]
-    fetch = Fetch(options.cache or default_cache(), options.raw)
+    revisions = read_revisions(options.revisions) if options.revisions else {}
+    fetch = Fetch(options.cache or default_cache(), options.raw, revisions)
     tokenizer = Tokenizer.load(options.tokenizer)
     ready, failures = prepare(
         entries, tokenizer, options.out, fetch, options.max_bad_share, options.force, options.jobs

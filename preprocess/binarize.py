@@ -116,6 +116,7 @@ def binarize(
     out: Path,
     progress: Callable[[int], Any] = lambda _: None,
     workers: Workers | None = None,
+    revision: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Write a dataset to ``out/<name>``, in the place of an older one, and return its ``dataset.json``.
 
@@ -126,6 +127,7 @@ def binarize(
         out: the ``data-bin`` folder; it exists.
         progress: called with the number of examples just written.
         workers: convert and tokenise.
+        revision: of the source, as its ``identity`` says it.
 
     Raises:
         MuppetError: a split has no examples, or what reading the splits raises.
@@ -139,7 +141,7 @@ def binarize(
             name: _write_split(entry, labels, name, split, tokenizer, partial_folder, progress, workers)
             for name, split in splits.items()
         }
-        meta = _metadata(entry, labels, splits, counts, tokenizer)
+        meta = _metadata(entry, labels, splits, counts, tokenizer) | {"revision": revision}
         meta["files"] = {name: fingerprint(partial_folder / name) for name in files_in(partial_folder)}
         (partial_folder / "dataset.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
         _replace_folder(partial_folder, out / entry.name)

@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
+from tqdm import tqdm
+
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.packages import fetch_package, given_package
 from preprocess.revisions import is_commit
@@ -90,7 +92,9 @@ class Fetch:
         key = f"{repo}@{revision}"
         if key not in self.revisions:
             # a small file that all repositories have: the cache's own answer counts where there is no network
-            folder = self._once(key, lambda: Path(_snapshot(repo, revision, [".gitattributes"], self.cache)))
+            folder = self._once(
+                key, lambda: Path(_snapshot(repo, revision, [".gitattributes"], self.cache, quiet=True))
+            )
             self.revisions[key] = folder.name
         return self.revisions[key]
 
@@ -99,7 +103,8 @@ class Fetch:
         if self.raw is not None:
             return files_here(self.raw / repo, patterns)
         try:
-            plans = _snapshot(repo, self.commit(repo, revision), patterns, self.cache, dry_run=True)
+            commit = self.commit(repo, revision)
+            plans = _snapshot(repo, commit, patterns, self.cache, quiet=True, dry_run=True)
         except MuppetError:
             return None
         if any(plan.file_size is None for plan in plans):
@@ -138,7 +143,16 @@ def files_here(folder: Path, patterns: Iterable[str]) -> list[SourceFile]:
     return [SourceFile(str(path), path.stat().st_size, True) for path in paths]
 
 
-def _snapshot(repo: str, revision: str, patterns: Sequence[str], cache: Path, dry_run: bool = False) -> Any:
+class _NoBar(tqdm):
+    """A progress bar that is not shown."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **(options | {"disable": True}))
+
+
+def _snapshot(
+    repo: str, revision: str, patterns: Sequence[str], cache: Path, quiet: bool = False, dry_run: bool = False
+) -> Any:
     """Call the hub's client for the files of a dataset repository. Raises MuppetError."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -151,6 +165,7 @@ def _snapshot(repo: str, revision: str, patterns: Sequence[str], cache: Path, dr
             allow_patterns=list(patterns),
             cache_dir=cache / "hub",
             dry_run=dry_run,
+            tqdm_class=_NoBar if quiet else None,
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
@@ -175,18 +190,18 @@ class Source(ABC):
     def is_in(self, raw: Path) -> bool:
         """Whether the folder ``raw`` has files of the source, of any split."""
 
-    @abstractmethod
     def files(self, splits: Iterable[str], fetch: Fetch) -> list[SourceFile] | None:
         """Return the files that the source's splits are read from, those still to download among them; None if that
         is not known. Nothing is downloaded."""
+        return None
 
-    @abstractmethod
     def identity(self, fetch: Fetch) -> dict[str, str] | None:
         """Return what tells the files from others of the same name, for who fetches them again; None for a user's own.
 
         Raises:
             MuppetError: the hub does not say.
         """
+        return None
 
     @abstractmethod
     def __str__(self) -> str:

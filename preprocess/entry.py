@@ -87,6 +87,13 @@ class Entry:
             return ["train", "valid", *self.splits.others]
         return list(self.splits)
 
+    @property
+    def source_splits(self) -> list[str]:
+        """The names of the source's splits that are read."""
+        if isinstance(self.splits, HeldOut):
+            return [self.splits.of, *self.splits.others.values()]
+        return list(self.splits.values())
+
     def example(self, row: Row) -> dict[str, Any]:
         """Return the canonical example of a row (without ``id``).
 

@@ -60,9 +60,6 @@ class Original(Source):
         paths = [path for split in splits for pattern in self._patterns(split) for path in _files(fetch.raw, pattern)]
         return [SourceFile(str(path), path.stat().st_size, True) for path in paths]
 
-    def identity(self, fetch: Fetch) -> None:
-        return None
-
     def rows(self, split: str, fetch: Fetch) -> RowIterator:
         if fetch.raw is None:
             raise MuppetError(f"{self.path} is not downloaded; name the folder that has it with --raw")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from preprocess.convert import convert
 from preprocess.download import Fetch
 from preprocess.entry import Entry
 from preprocess.jobs import Workers, in_threads
+from preprocess.revisions import NAME, add_revisions, read_revisions
 
 
 def prepare(
@@ -35,18 +37,30 @@ def prepare(
     A dataset that fails does not keep the others from being prepared. With several ``jobs``, so many processes convert
     and tokenise, and as many datasets are prepared at a time: a large one has all processes to itself in the end.
 
+    The commits of the hub's branches are those of ``fetch.revisions``, else those that were taken for ``out`` before.
+    A dataset made from another one is made again.
+
     Returns:
         the ``dataset.json`` of each dataset that is ready, and one sentence for each that failed.
 
     Raises:
-        MuppetError: ``out`` or a dataset in it belongs to another tokenizer, and ``force`` is not set.
+        MuppetError: ``out`` or a dataset in it belongs to another tokenizer, and ``force`` is not set; or its
+            ``revisions.json`` is damaged.
     """
     _claim(out, tokenizer, force)
-    stale = {entry.name: _is_stale(entry, tokenizer, out, force) for entry in entries}
+    revisions = out / NAME
+    for branch, commit in (read_revisions(revisions) if revisions.exists() else {}).items():
+        fetch.revisions.setdefault(branch, commit)
+    stale = {entry.name: _is_stale(entry, tokenizer, out, fetch, force) for entry in entries}
     ready: dict[str, dict[str, Any]] = {}
     failures = []
     ready.update({name: read_dataset_json(out / name) for name, is_stale in stale.items() if not is_stale})
     wanted = [entry for entry in entries if stale[entry.name]]
+    for entry in wanted:
+        # before anything is fetched, so that all datasets of a repository are of one commit, whatever happens
+        with suppress(MuppetError):
+            entry.source.identity(fetch)
+    add_revisions(revisions, fetch.revisions)
     with Workers(jobs) as workers:
         make = partial(_make, tokenizer, out, fetch, max_bad_share, workers)
         done = map(make, wanted) if jobs == 1 else in_threads(make, wanted, jobs)
@@ -67,7 +81,7 @@ def _make(
             splits = convert(entry, fetch, max_bad_share, _warn, workers, out)
             sizes = [split.size for split in splits.values()]
             bar.total = None if None in sizes else sum(sizes)
-            return binarize(entry, splits, tokenizer, out, bar.update, workers)
+            return binarize(entry, splits, tokenizer, out, bar.update, workers, entry.source.identity(fetch))
         except MuppetError as error:
             return error
 
@@ -93,7 +107,7 @@ def _claim(out: Path, tokenizer: Tokenizer, force: bool) -> None:
     temporary.replace(dictionary)
 
 
-def _is_stale(entry: Entry, tokenizer: Tokenizer, out: Path, force: bool) -> bool:
+def _is_stale(entry: Entry, tokenizer: Tokenizer, out: Path, fetch: Fetch, force: bool) -> bool:
     """Whether the dataset must be made (again)."""
     folder = out / entry.name
     if not (folder / "dataset.json").is_file():
@@ -106,7 +120,13 @@ def _is_stale(entry: Entry, tokenizer: Tokenizer, out: Path, force: bool) -> boo
         raise MuppetError(
             f"{folder} was binarised with another tokenizer or dictionary than {tokenizer.folder}; --force replaces it"
         )
-    return meta.get("entry") != entry.sha256()
+    return meta.get("entry") != entry.sha256() or _is_of_other_commit(meta.get("revision"), fetch)
+
+
+def _is_of_other_commit(revision: dict[str, str] | None, fetch: Fetch) -> bool:
+    if revision is None or "commit" not in revision:
+        return False
+    return fetch.revisions.get(f"{revision['repo']}@{revision['revision']}", revision["commit"]) != revision["commit"]
 
 
 def _warn(sentence: str) -> None:
