@@ -467,8 +467,10 @@ def _parquet_schema(name: str, file: Path) -> pyarrow.Schema:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.read_schema(file)
-    except (pyarrow.ArrowException, OSError) as error:
+        schema = pyarrow.parquet.read_schema(file)
+        str(schema)  # names that are no text show only when they are read
+        return schema
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise _damaged(name, 0, error) from None
 
 

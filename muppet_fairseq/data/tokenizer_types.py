@@ -6,6 +6,7 @@ with the characters that each token covers, for many texts at a time.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import json
 import re
@@ -343,17 +344,29 @@ class FastBPE(TokenizerType):
         # a NUL ends the word for fastBPE when it cuts it into characters, so what follows stays in one piece
         cut = max(len((word + "\0").partition("\0")[0]) - 1, 0)
         pieces = [*word[:cut], word[cut:] + END_OF_WORD]
-        never = len(self._rank)
-        ranks = [self._rank.get(pair, never) for pair in itertools.pairwise(pieces)]
-        while ranks and (best := min(ranks)) < never:
+        rank, end = self._rank, len(pieces)
+        # a piece stays where its first character is; each knows where those beside it are
+        before, after = list(range(-1, end - 1)), list(range(1, end + 1))
+        heap = [(rank[pair], place) for place, pair in enumerate(itertools.pairwise(pieces)) if pair in rank]
+        heapq.heapify(heap)
+        while heap:
             # all pairs of this rank, from the left, before those that the merges make
-            while best in ranks:
-                place = ranks.index(best)
-                pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
-                del ranks[place]
-                for i in range(max(place - 1, 0), min(place + 1, len(ranks))):
-                    ranks[i] = self._rank.get((pieces[i], pieces[i + 1]), never)
-        return pieces
+            best, places = heap[0][0], []
+            while heap and heap[0][0] == best:
+                places.append(heapq.heappop(heap)[1])
+            for place in places:
+                right = after[place]
+                if right == end or rank.get((pieces[place], pieces[right])) != best:
+                    continue
+                pieces[place] += pieces[right]
+                pieces[right] = ""
+                after[place] = after[right]
+                if after[place] < end:
+                    before[after[place]] = place
+                for left in (before[place], place):
+                    if left >= 0 and after[left] < end and (pair := (pieces[left], pieces[after[left]])) in rank:
+                        heapq.heappush(heap, (rank[pair], left))
+        return [piece for piece in pieces if piece]
 
 
 #: a tokenizer folder's ``type`` and what reads it
