@@ -26,6 +26,7 @@ REQUIRES = [
 EXTRAS = {
     # builds only against Cython: pip install cython && pip install --no-build-isolation -e '.[fastbpe]'
     "fastbpe": ["fastBPE==0.1.0", "cython>=3"],
+    "tasksource": ["tasksource>=0.1.1"],  # its tasks as datasets
     "dev": [
         "pytest>=8",
         "pytest-xdist>=3.5",  # make test: as many processes as cores

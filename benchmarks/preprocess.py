@@ -185,7 +185,9 @@ def _same_tokens(ours: Path, theirs: Path) -> int:
     """Return the number of tokens. Raises MuppetError if the two files do not hold the same sequences."""
     sequences = [MMapIndexedDataset(str(path)) for path in (ours, theirs)]
     sizes = [np.asarray(each.sizes) for each in sequences]
-    tokens = [np.memmap(f"{path}.bin", dtype=each._index.dtype) for path, each in zip((ours, theirs), sequences)]
+    tokens = [
+        np.memmap(f"{path}.bin", dtype=each._index.dtype) for path, each in zip((ours, theirs), sequences, strict=True)
+    ]
     same = np.array_equal(*sizes) and len(tokens[0]) == len(tokens[1])
     blocks = range(0, len(tokens[0]), COMPARED)
     if not same or not all(np.array_equal(*(ids[i : i + COMPARED] for ids in tokens)) for i in blocks):

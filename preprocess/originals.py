@@ -59,14 +59,19 @@ class Original(Source):
                 raise MuppetError(f"there is no file {fetch.raw / pattern} (or with .gz at its end); put it there")
         for pattern in patterns:
             for file in _files(fetch.raw, pattern):
-                yield from self._read(file, file.relative_to(fetch.raw).as_posix())
+                yield from read_rows(file, file.relative_to(fetch.raw).as_posix(), self.reader)
 
-    def _read(self, file: Path, name: str) -> Iterator[tuple[str, Row]]:
-        try:
-            with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
-                yield from self.reader(name, stream)
-        except (EOFError, OSError, zlib.error) as error:
-            raise MuppetError(f"{name} cannot be read ({error}); fetch the file again") from None
+
+def read_rows(file: Path, name: str, reader: Reader) -> Iterator[tuple[str, Row]]:
+    """Yield what ``reader`` makes of a file, compressed where it ends in ``.gz``; errors call it ``name``.
+
+    Raises MuppetError if it cannot be read, or what the reader raises.
+    """
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+            yield from reader(name, stream)
+    except (EOFError, OSError, zlib.error) as error:
+        raise MuppetError(f"{name} cannot be read ({error}); fetch the file again") from None
 
 
 def _files(raw: Path, pattern: str) -> list[Path]:

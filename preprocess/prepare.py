@@ -64,6 +64,7 @@ def _make(
     """Prepare one dataset and return its ``dataset.json``, or why it cannot be made."""
     with tqdm(desc=entry.name, unit=" examples", disable=None) as bar:
         try:
+            entry = entry.completed(fetch)
             splits = convert(entry, fetch, max_bad_share, _warn, workers, out)
             sizes = [split.size for split in splits.values()]
             bar.total = None if None in sizes else sum(sizes)
