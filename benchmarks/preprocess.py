@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,6 @@ OWN = """
   folder: {name}
   fields: {{inputs: [text], label: label}}
   labels: ["0", "1"]
-  splits: {{train: train}}
 """
 
 
@@ -83,6 +84,7 @@ def _write_texts(texts: Sequence[Path], folder: Path) -> int:
     number = -1
     for name in ("text", "smaller"):
         (folder / name).mkdir()
+        (folder / name / "valid.jsonl").write_text('{"text": "one example", "label": 0}\n')
         (folder / f"{name}.yaml").write_text(OWN.format(name=name))
     with (
         (folder / "text.txt").open("w", encoding="utf-8") as plain,
@@ -161,15 +163,17 @@ class _Peak(threading.Thread):
             time.sleep(INTERVAL)
 
 
-def _with_children(pid: int) -> Iterator[int]:
-    yield pid
-    try:
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    except OSError:  # it has just ended
-        return
-    for child in children:
-        yield from _with_children(child)
+def _with_children(pid: int) -> list[int]:
+    """A process and all that it and they have started."""
+    children = defaultdict(list)
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            # the parent is the second field behind the name, which may hold anything but a last bracket
+            children[int(stat.read_text().rpartition(")")[2].split()[1])].append(int(stat.parent.name))
+    family = [pid]
+    for member in family:
+        family += children[member]
+    return family
 
 
 def _memory(pid: int) -> int:
