@@ -53,7 +53,7 @@ class Entry:
     Attributes:
         name: the name in suites and in ``data-bin``.
         family: a key of ``muppet_fairseq.families.FAMILIES``.
-        source: where the rows come from.
+        source: where the rows come from; None where the rows are at hand.
         fields: the example's keys (as the family names them) to columns, lists of columns or functions of a row.
         splits: :class:`HeldOut`, or our split names to the source's.
         labels: classification: the classes in order, or the raw values in order with the names to give them;
@@ -70,7 +70,7 @@ class Entry:
 
     name: str
     family: str
-    source: Source
+    source: Source | None
     fields: Mapping[str, Value]
     splits: HeldOut | Mapping[str, str]
     metric: str
