@@ -26,9 +26,11 @@ REQUIRES = [
 EXTRAS = {
     # builds only against Cython: pip install cython && pip install --no-build-isolation -e '.[fastbpe]'
     "fastbpe": ["fastBPE==0.1.0", "cython>=3"],
+    "tasksource": ["tasksource>=0.1.1"],  # its tasks as datasets
     "dev": [
         "pytest>=8",
         "pytest-xdist>=3.5",  # make test: as many processes as cores
+        "tasksource>=0.1.1",  # its tasks are read in the tests
         "setuptools>=69",  # the tests read this file
         "hypothesis>=6.100",
         "ruff==0.17.5",  # exact: what `ruff format --check` accepts changes between versions

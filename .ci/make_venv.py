@@ -95,6 +95,12 @@ def install(torch: str) -> None:
     LOG.unlink(missing_ok=True)
     pip(torch, *shlex.split(torch))
     pip("muppet_fairseq and what its tests need", "--editable", ".[dev]")
+    try:
+        # C++ without wheels, which asks for Cython too late
+        pip("Cython", "cython>=3")
+        pip("fastBPE, which tests compare with", "--no-build-isolation", "--editable", ".[fastbpe]")
+    except StepError as error:
+        say(f"{error}; the tests that need fastBPE are skipped")
 
 
 def pip(what: str, *arguments: str) -> None:

@@ -8,11 +8,11 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from benchmarks import r3f
+from benchmarks import preprocess, r3f
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.provenance import versions
 
-BENCHMARKS = {"r3f": r3f}
+BENCHMARKS = {"preprocess": preprocess, "r3f": r3f}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

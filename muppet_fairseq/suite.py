@@ -23,8 +23,10 @@ import yaml
 from muppet_fairseq.errors import MuppetError, nearest
 from muppet_fairseq.families import FAMILIES
 from muppet_fairseq.spec import DatasetSpec, read_dataset_json
+from muppet_fairseq.yaml_file import compose, items, place
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+#: what a dataset or a head may be called
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True)
@@ -72,34 +74,20 @@ class Suite:
 
 
 def _read_yaml(path: Path) -> list[SuiteEntry]:
-    try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except OSError as error:
-        raise MuppetError(f"the suite {path} cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
-        raise MuppetError(f"{path}{line}: this is no YAML ({problem})") from None
+    root = compose(path, "the suite")
     if not isinstance(root, yaml.SequenceNode) or not root.value:
         raise MuppetError(f"{path}: a suite is a list of dataset names ('- rte'), one or more")
-    return _checked([_entry(node, f"{path}, line {node.start_mark.line + 1}") for node in root.value])
+    return _checked([_entry(node, path) for node in root.value])
 
 
-def _entry(node: yaml.Node, where: str) -> SuiteEntry:
+def _entry(node: yaml.Node, path: Path) -> SuiteEntry:
+    where = place(path, node)
     if isinstance(node, yaml.ScalarNode):
         return SuiteEntry(node.value, where)
     if not isinstance(node, yaml.MappingNode):
         raise MuppetError(f"{where}: an entry is a dataset's name or a mapping with 'name'")
     values: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        line = f"{where.rpartition(' ')[0]} {key_node.start_mark.line + 1}"
-        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "[...]"
-        if key not in _OVERRIDES:
-            known = ", ".join(_OVERRIDES)
-            raise MuppetError(f"{line}: unknown key {key!r}{nearest(key, _OVERRIDES)}; known are {known}")
-        if key in values:
-            raise MuppetError(f"{line}: {key!r} is given twice")
+    for key, line, value_node in items(node, path, _OVERRIDES):
         kind = _OVERRIDES[key]
         is_scalar = isinstance(value_node, yaml.ScalarNode)
         if not is_scalar or (kind is int and not re.fullmatch(r"[1-9][0-9]*", value_node.value)):
@@ -114,9 +102,9 @@ def _entry(node: yaml.Node, where: str) -> SuiteEntry:
 def _checked(entries: list[SuiteEntry]) -> list[SuiteEntry]:
     seen: dict[str, str] = {}
     for entry in entries:
-        if not _NAME.fullmatch(entry.name):
+        if not NAME.fullmatch(entry.name):
             raise MuppetError(f"{entry.where}: {entry.name!r} is no dataset name (letters, digits, '_' and '-' only)")
-        if entry.head is not None and not _NAME.fullmatch(entry.head):
+        if entry.head is not None and not NAME.fullmatch(entry.head):
             raise MuppetError(f"{entry.where}: {entry.head!r} is no head name (letters, digits, '_' and '-')")
         if entry.name in seen:
             raise MuppetError(f"{entry.where}: {entry.name!r} is listed twice (first in {seen[entry.name]})")

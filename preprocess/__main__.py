@@ -6,8 +6,9 @@ import argparse
 import logging
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256
@@ -19,16 +20,21 @@ from muppet_fairseq.suite import Suite
 from preprocess.binarize import files_in, fingerprint
 from preprocess.catalog import CATALOG, lookup
 from preprocess.download import Fetch
+from preprocess.entry import Entry
+from preprocess.own import read_own
 from preprocess.prepare import prepare
 from preprocess.revisions import read_revisions
 from preprocess.suites import write_suites
 
 
-def list_datasets(family: str | None = None) -> str:
-    """Return the catalog as a table, of one family or of all. Raises MuppetError for an unknown family."""
+def list_datasets(family: str | None = None, own: Mapping[str, Entry] = MappingProxyType({})) -> str:
+    """Return the catalog and ``own`` datasets as a table, of one family or of all.
+
+    Raises MuppetError for an unknown family.
+    """
     if family is not None and family not in FAMILIES:
         raise MuppetError(f"unknown family {family!r}{nearest(family, FAMILIES)}; known are {', '.join(FAMILIES)}")
-    entries = [entry for entry in CATALOG.values() if family in (None, entry.family)]
+    entries = [entry for entry in [*CATALOG.values(), *own.values()] if family in (None, entry.family)]
     rows = [(entry.name, entry.family, str(entry.source), entry.metric, entry.licence) for entry in entries]
     return table(("dataset", "family", "source", "metric", "licence"), rows)
 
@@ -121,10 +127,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("list", help="show the datasets of the catalog")
     listing.add_argument("--family", help="only of this family")
+    listing.add_argument("--own", type=Path, metavar="FILE", help="your own datasets, too, which this file describes")
     making = commands.add_parser("prepare", help="fetch, convert and binarise datasets")
-    which = making.add_mutually_exclusive_group(required=True)
+    which = making.add_mutually_exclusive_group()
     which.add_argument("--suite", type=Path, metavar="FILE", help="prepare the datasets of this suite file")
     which.add_argument("--datasets", metavar="A,B", help="prepare these datasets")
+    making.add_argument(
+        "--own", type=Path, metavar="FILE", help="your own datasets, which this file describes; alone: all of them"
+    )
     making.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="tokenizer folder")
     making.add_argument("--out", type=Path, default=Path("data-bin"), metavar="DIR", help="default: data-bin")
     making.add_argument("--cache", type=Path, metavar="DIR", help="keeps downloads; default: $MUPPET_CACHE, else raw")
@@ -150,9 +160,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.command == "list":
-        print(list_datasets(options.family))
-        return 0
     if options.command == "check":
         count, problems = check(options.out)
         for problem in problems:
@@ -164,8 +171,14 @@ def _run(options: argparse.Namespace) -> int:
         for file in write_suites(options.out, options.seed):
             print(file)
         return 0
-    names = (Suite.load(options.suite) if options.suite else Suite.load(options.datasets)).names
-    entries = [lookup(name) for name in names]
+    own = read_own(options.own) if options.own else {}
+    if options.command == "list":
+        print(list_datasets(options.family, own))
+        return 0
+    suite = options.suite or options.datasets
+    if not suite and not own:
+        raise MuppetError("name datasets with --datasets, --suite, or a file that describes your own with --own")
+    entries = [lookup(name, own) for name in (Suite.load(suite).names if suite else own)]
     revisions = read_revisions(options.revisions) if options.revisions else {}
     fetch = Fetch(options.cache or default_cache(), options.raw, revisions)
     tokenizer = Tokenizer.load(options.tokenizer)

@@ -19,7 +19,7 @@ import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
@@ -193,8 +193,11 @@ def convert(
             they are read.
     """
 
+    # where its rows come from does not go to other processes: it may hold all of them
+    rest = replace(entry, source=None)
+
     def of_source(split: str) -> Split:
-        chunks = (Rows(entry, rows) for rows in chunked(entry.source.rows(split, fetch), lambda row: row[1]))
+        chunks = (Rows(rest, rows) for rows in chunked(entry.source.rows(split, fetch), lambda row: row[1]))
         return Split(chunks, name=entry.name, max_bad_share=max_bad_share, warn=warn)
 
     if not isinstance(entry.splits, HeldOut):

@@ -66,7 +66,8 @@ def disk_needed(entries: Sequence[Entry], fetch: Fetch, out: Path) -> DiskNeed:
     counted: set[str] = set()
     for entry in entries:
         try:
-            files = entry.source.files(entry.source_splits, fetch)
+            # where only the rows tell the splits, all that there are
+            files = entry.source.files(entry.source_splits or ["*"], fetch)
         except MuppetError:  # preparing the dataset will say it
             files = None
         if files is None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-from preprocess.download import Source
+from preprocess.download import Fetch, Source
 from preprocess.rows import BadRow, Row
 from preprocess.rows import LeaveOut as LeaveOut  # for who writes entries
 
@@ -46,7 +46,7 @@ class Entry:
     Attributes:
         name: the name in suites and in ``data-bin``.
         family: a key of ``muppet_fairseq.families.FAMILIES``.
-        source: where the rows come from.
+        source: where the rows come from; None where the rows are at hand.
         fields: the example's keys (as the family names them) to columns, lists of columns or functions of a row.
         splits: :class:`HeldOut`, or our split names to the source's.
         labels: classification: the classes in order, or the raw values in order with the names to give them;
@@ -63,7 +63,7 @@ class Entry:
 
     name: str
     family: str
-    source: Source
+    source: Source | None
     fields: Mapping[str, Value]
     splits: HeldOut | Mapping[str, str]
     metric: str
@@ -93,6 +93,14 @@ class Entry:
         if isinstance(self.splits, HeldOut):
             return [self.splits.of, *self.splits.others.values()]
         return list(self.splits.values())
+
+    def completed(self, fetch: Fetch) -> Entry:
+        """The entry with what only the source's own files say of the dataset.
+
+        Raises:
+            MuppetError: they cannot be fetched or read.
+        """
+        return self
 
     def example(self, row: Row) -> dict[str, Any]:
         """Return the canonical example of a row (without ``id``).
@@ -133,7 +141,8 @@ def _definition(value: Any) -> str:
     if is_dataclass(value):
         # the fields' classes are code like functions; an Entry's and a Source's own code is the format's
         code = inspect.getsource(type(value)) if callable(value) else type(value).__name__
-        values = [getattr(value, field.name) for field in fields(value)]
+        # what is not compared says where a thing lies, not what it is
+        values = [getattr(value, field.name) for field in fields(value) if field.compare]
         return f"{code}({', '.join(map(_definition, values))})"
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key!r}: {_definition(item)}' for key, item in value.items())}}}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -108,6 +109,8 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item], number
 def _start() -> None:
     # an interrupted parent ends them
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # what has been imported stays: it need not be looked through, and is shared with the other processes
+    gc.freeze()
     # as many processes as wanted are enough: no threads of Hugging Face's tokenizers on top
     os.environ["RAYON_NUM_THREADS"] = "1"
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -68,16 +68,23 @@ class Original(Source):
                 raise MuppetError(f"there is no file {fetch.raw / pattern} (or with .gz at its end); put it there")
         for pattern in self._patterns(split):
             for file in _files(fetch.raw, pattern):
-                name = file.relative_to(fetch.raw).as_posix()
-                yield from until_damage(name, self._read(name, file))
+                yield from read_rows(file, file.relative_to(fetch.raw).as_posix(), self.reader)
 
     def _patterns(self, split: str) -> list[str]:
         names = self.names.get(split, split)
         return [self.path.format(split=name) for name in ([names] if isinstance(names, str) else names)]
 
-    def _read(self, name: str, file: Path) -> RowIterator:
+
+def read_rows(file: Path, name: str, reader: Reader) -> RowIterator:
+    """Yield what ``reader`` makes of a file, compressed where it ends in ``.gz``; errors call it ``name``.
+
+    Raises MuppetError if it cannot be read on, or what the reader raises.
+    """
+    try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
-            yield from self.reader(name, stream)
+            yield from until_damage(name, reader(name, stream))
+    except OSError as error:  # it cannot be opened
+        raise MuppetError(f"{name} cannot be read ({error}); fetch the file again") from None
 
 
 def _files(raw: Path, pattern: str) -> list[Path]:

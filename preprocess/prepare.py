@@ -78,10 +78,12 @@ def _make(
     """Prepare one dataset and return its ``dataset.json``, or why it cannot be made."""
     with tqdm(desc=entry.name, unit=" examples", disable=None) as bar:
         try:
+            revision = entry.source.identity(fetch)
+            entry = entry.completed(fetch)
             splits = convert(entry, fetch, max_bad_share, _warn, workers, out)
             sizes = [split.size for split in splits.values()]
             bar.total = None if None in sizes else sum(sizes)
-            return binarize(entry, splits, tokenizer, out, bar.update, workers, entry.source.identity(fetch))
+            return binarize(entry, splits, tokenizer, out, bar.update, workers, revision)
         except MuppetError as error:
             return error
 

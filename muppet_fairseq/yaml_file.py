@@ -1,0 +1,50 @@
+"""YAML files as nodes, which know their lines: an error can name the line, and ``no`` stays the text that it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import yaml
+
+from muppet_fairseq.errors import MuppetError, nearest
+
+
+def compose(path: Path, what: str) -> yaml.Node | None:
+    """Return a file's root node, None if it is empty; ``what`` it should be is for the error.
+
+    Raises MuppetError with the line of what is no YAML.
+    """
+    try:
+        return yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise MuppetError(f"{what} {path} cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise MuppetError(f"{path}{line}: this is no YAML ({problem})") from None
+
+
+def place(path: Path, node: yaml.Node) -> str:
+    """``file, line n``: where a node begins."""
+    return f"{path}, line {node.start_mark.line + 1}"
+
+
+def items(
+    node: yaml.MappingNode, path: Path, known: Iterable[str] | None = None
+) -> Iterator[tuple[str, str, yaml.Node]]:
+    """Yield (key, where it stands, value's node) of a mapping.
+
+    Raises MuppetError for a key that is given twice or is none of ``known`` (None: all are good).
+    """
+    seen = set()
+    for key_node, value_node in node.value:
+        where = place(path, key_node)
+        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "[...]"
+        if known is not None and key not in known:
+            raise MuppetError(f"{where}: unknown key {key!r}{nearest(key, known)}; known are {', '.join(known)}")
+        if key in seen:
+            raise MuppetError(f"{where}: {key!r} is given twice")
+        seen.add(key)
+        yield key, where, value_node
