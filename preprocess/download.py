@@ -486,8 +486,8 @@ def parquet_rows(name: str, file: Path) -> RowIterator:
 
     # what is wrong is said once, by the error
     datasets.utils.logging.set_verbosity(logging.CRITICAL)
-    # buffering ahead would need as much memory as the file is long
-    options = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
+    # buffering ahead would need as much memory as the file is long, and no stream as much as a row group is
+    options = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True)
     number = 0
     try:
         tables = datasets.Dataset.from_parquet(

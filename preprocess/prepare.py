@@ -56,11 +56,12 @@ def prepare(
     failures = []
     ready.update({name: read_dataset_json(out / name) for name, is_stale in stale.items() if not is_stale})
     wanted = [entry for entry in entries if stale[entry.name]]
-    for entry in wanted:
-        # before anything is fetched, so that all datasets of a repository are of one commit, whatever happens
-        with suppress(MuppetError):
-            entry.source.identity(fetch)
-    add_revisions(revisions, fetch.revisions)
+    if fetch.raw is None:
+        for entry in wanted:
+            # before anything is fetched, so that all datasets of a repository are of one commit, whatever happens
+            with suppress(MuppetError):
+                entry.source.identity(fetch)
+        add_revisions(revisions, fetch.revisions)
     with Workers(jobs) as workers:
         make = partial(_make, tokenizer, out, fetch, max_bad_share, workers)
         done = map(make, wanted) if jobs == 1 else in_threads(make, wanted, jobs)

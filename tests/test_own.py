@@ -136,9 +136,9 @@ def write(
     return file
 
 
-def made(entry: Entry, max_bad_share: float = 0.0) -> dict[str, list[dict[str, Any]]]:
+def made(entry: Entry) -> dict[str, list[dict[str, Any]]]:
     """The examples of an entry's splits, without their ids."""
-    splits = convert(entry, Fetch(Path("none")), max_bad_share)
+    splits = convert(entry, Fetch(Path("none")), max_bad_share=0.0)
     examples = {name: list(split.examples) for name, split in splits.items()}
     return {name: [{k: v for k, v in e.items() if k != "id"} for e in split] for name, split in examples.items()}
 
