@@ -25,7 +25,7 @@ from muppet_fairseq.errors import MuppetError
 #: every so many lines one goes into the smaller text, on which the memory is measured again
 SMALLER = 10
 #: seconds between two looks at the memory
-INTERVAL = 0.2
+INTERVAL = 1.0
 #: numbers that are compared at a time
 COMPARED = 2**22
 

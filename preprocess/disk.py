@@ -41,8 +41,8 @@ class DiskNeed:
         """One line for the user."""
         unknown = sum(size is None for size in self.downloads.values())
         return (
-            f"downloads {_gigabytes(_total(self.downloads))} to {self.cache[0]} ({_gigabytes(self.cache[1])} free), "
-            f"writes about {_gigabytes(_total(self.binarised))} to {self.out[0]} ({_gigabytes(self.out[1])} free)"
+            f"downloads {_readable(_total(self.downloads))} to {self.cache[0]} ({_readable(self.cache[1])} free), "
+            f"writes about {_readable(_total(self.binarised))} to {self.out[0]} ({_readable(self.out[1])} free)"
             + (f"; of {unknown} datasets the size is not known" if unknown else "")
         )
 
@@ -54,7 +54,7 @@ class DiskNeed:
         needed, (cache, free) = _total(self.downloads), self.cache
         if needed > free:
             raise MuppetError(
-                f"the downloads need {_gigabytes(needed)}, but {cache} has {_gigabytes(free)} free; name another "
+                f"the downloads need {_readable(needed)}, but {cache} has {_readable(free)} free; name another "
                 f"folder with --cache, or prepare fewer datasets"
             )
 
@@ -96,5 +96,5 @@ def _total(sizes: dict[str, int | None]) -> int:
     return sum(filter(None, sizes.values()))
 
 
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
+def _readable(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

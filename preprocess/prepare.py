@@ -17,6 +17,7 @@ from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.spec import read_dataset_json
 from preprocess.binarize import binarize
 from preprocess.convert import convert
+from preprocess.disk import disk_needed
 from preprocess.download import Fetch
 from preprocess.entry import Entry
 from preprocess.jobs import Workers, in_threads
@@ -45,7 +46,7 @@ def prepare(
 
     Raises:
         MuppetError: ``out`` or a dataset in it belongs to another tokenizer, and ``force`` is not set; or its
-            ``revisions.json`` is damaged.
+            ``revisions.json`` is damaged; or the downloads do not fit on the disk.
     """
     _claim(out, tokenizer, force)
     revisions = out / NAME
@@ -62,6 +63,10 @@ def prepare(
             with suppress(MuppetError):
                 entry.source.identity(fetch)
         add_revisions(revisions, fetch.revisions)
+    if wanted:
+        need = disk_needed(wanted, fetch, out)
+        _say(f"{need}")
+        need.check()
     with Workers(jobs) as workers:
         make = partial(_make, tokenizer, out, fetch, max_bad_share, workers)
         done = map(make, wanted) if jobs == 1 else in_threads(make, wanted, jobs)
@@ -81,7 +86,7 @@ def _make(
         try:
             revision = entry.source.identity(fetch)
             entry = entry.completed(fetch)
-            splits = convert(entry, fetch, max_bad_share, _warn, workers, out)
+            splits = convert(entry, fetch, max_bad_share, _say, workers, out)
             sizes = [split.size for split in splits.values()]
             bar.total = None if None in sizes else sum(sizes)
             return binarize(entry, splits, tokenizer, out, bar.update, workers, revision)
@@ -132,5 +137,5 @@ def _is_of_other_commit(revision: dict[str, str] | None, fetch: Fetch) -> bool:
     return fetch.revisions.get(f"{revision['repo']}@{revision['revision']}", revision["commit"]) != revision["commit"]
 
 
-def _warn(sentence: str) -> None:
+def _say(sentence: str) -> None:
     tqdm.write(f"muppet: {sentence}", file=sys.stderr)

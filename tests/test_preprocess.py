@@ -6,6 +6,7 @@ import dataclasses
 import json
 import multiprocessing
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -953,8 +954,10 @@ class TestCommand:
         suite.write_text("- name: toy_nli\n  examples: 20\n")
         options = ["--tokenizer", str(tokenizer.folder), "--raw", str(raw), "--out", str(tmp_path / "out")]
         assert command.main(["prepare", "--suite", str(suite), *options]) == 0
-        last = capsys.readouterr().out.splitlines()[-1]
-        assert last.split() == ["toy_nli", "classification", "30", "10", "0"]
+        printed = capsys.readouterr()
+        last = printed.out.splitlines()[-1]
+        assert re.split("  +", last) == ["toy_nli", "classification", "30 + 10", "train+valid", "0", "not known"]
+        assert printed.err.startswith("muppet: downloads 0 MB to ")
 
     def test_a_cache_given_by_the_environment(
         self, nli: Entry, raw: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
