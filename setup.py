@@ -15,6 +15,7 @@ REQUIRES = [
     "datasets>=4.2",  # reads the hub's datasets and runs none of their code; from 4.2 on Parquet in little memory
     "huggingface_hub>=1.0",  # fetches their files; from 1.0 on says how many bytes before
     "pyarrow>=17.0",  # errors of damaged Parquet files
+    "orjson>=3.10",  # reads JSON lines several times as fast as Python's own
     "tqdm>=4.60",  # progress
     "scipy>=1.11.2",  # correlations; the first with wheels for Python 3.12
     "matplotlib>=3.8",  # plots of reports and benchmarks

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import orjson
 from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import MMapIndexedDataset, _dtype_header_code, best_fitting_int_dtype
 
@@ -27,7 +28,7 @@ from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families import FAMILIES
 from muppet_fairseq.spec import FORMAT
-from preprocess.convert import Example, Examples, Split, chunked, to_json
+from preprocess.convert import Example, Examples, Split, chunked
 from preprocess.entry import Entry
 from preprocess.jobs import Workers
 
@@ -220,7 +221,7 @@ def _encoded(
     """The number of examples, and their streams; ``raw`` is the examples themselves, as bytes of JSON."""
     encoded = FAMILIES[family].encode(examples, tokenizer, labels) if examples else {stream: [] for stream in streams}
     if "raw" in streams:
-        encoded["raw"] = [np.frombuffer(to_json(example).encode(), dtype=np.uint8) for example in examples]
+        encoded["raw"] = [np.frombuffer(orjson.dumps(example), dtype=np.uint8) for example in examples]
     return len(examples), {stream: _packed(encoded[stream]) for stream in streams}
 
 

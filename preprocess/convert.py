@@ -12,19 +12,19 @@ through a temporary file, so that no split is ever in memory as a whole.
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import re
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
 
 import numpy as np
+import orjson
 
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families import FAMILIES
@@ -40,11 +40,9 @@ DUPLICATE = "duplicate"
 #: so many bad rows are named, the others only counted
 NAMED = 10
 #: a chunk has at most so many items, and ends with the one that brings its texts to so many characters
-CHUNK_ITEMS, CHUNK_CHARACTERS = 1000, 2**20
+CHUNK_ITEMS, CHUNK_CHARACTERS = 10_000, 2**20
 #: what a field's function raises for a row that is not as it expects
 _WRONG = (BadRow, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
-#: not json.dumps, which makes a new encoder each time that it is given an option
-to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass
@@ -101,20 +99,27 @@ class Rows:
 
     def grouped(self) -> tuple[list[tuple[str, Example]], Account]:
         """The usable examples, each with what it shares with those of its group, and the account of all rows."""
-        grouped, account, labels = [], Account(), self.entry.label_names
+        grouped, account = [], Account()
+        read, check, labels = self.entry.reader(), FAMILIES[self.entry.family].check, self.entry.label_names
         for where, row in self.rows:
             for place, part in _parts(self.entry, where, row):
                 account.rows += 1
                 try:
-                    grouped.append(_usable(self.entry, labels, place, part))
+                    if isinstance(part, Exception):
+                        raise part
+                    example = read(part, place)
+                    fault = check(example, labels)
+                    if fault is not None:
+                        raise BadRow(fault)
+                    grouped.append((_group(self.entry, part, place), example))
                 except LeaveOut as reason:
                     account.dropped[str(reason)] += 1
                 except _WRONG as error:
                     account.leave_out_bad(f"{place}: {_reason(error)}")
         try:
             # all at once, for speed: that one of them cannot be written is rare
-            to_json([example for _, example in grouped]).encode()
-        except (TypeError, ValueError):
+            orjson.dumps([example for _, example in grouped])
+        except TypeError:
             grouped = [(group, example) for group, example in grouped if _is_writable(example, account)]
         return grouped, account
 
@@ -197,7 +202,8 @@ def convert(
     rest = replace(entry, source=None)
 
     def of_source(split: str) -> Split:
-        chunks = (Rows(rest, rows) for rows in chunked(entry.source.rows(split, fetch), lambda row: row[1]))
+        rows = entry.source.rows(split, fetch)
+        chunks = (Rows(rest, chunk) for chunk in _cut(rows, lambda row: _characters(row[1])))
         return Split(chunks, name=entry.name, max_bad_share=max_bad_share, warn=warn)
 
     if not isinstance(entry.splits, HeldOut):
@@ -238,12 +244,16 @@ def hold_out(groups: np.ndarray, splits: HeldOut, name: str) -> tuple[np.ndarray
     return by_group[~is_valid], by_group[is_valid]
 
 
-def chunked(items: Iterable[Item], content: Callable[[Item], Any] = lambda item: item) -> Iterator[list[Item]]:
-    """Cut items into chunks by their number and the characters of their ``content``."""
+def chunked(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    """Cut examples into chunks by their number and characters."""
+    return _cut(examples, _characters)
+
+
+def _cut(items: Iterable[Item], characters_of: Callable[[Item], int]) -> Iterator[list[Item]]:
     chunk, characters = [], 0
     for item in items:
         chunk.append(item)
-        characters += _characters(content(item))
+        characters += characters_of(item)
         if len(chunk) == CHUNK_ITEMS or characters >= CHUNK_CHARACTERS:
             yield chunk
             chunk, characters = [], 0
@@ -256,7 +266,11 @@ def _characters(value: Any) -> int:
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):
-        return sum(map(_characters, value.values()))
+        characters = 0
+        for cell in value.values():
+            # most cells are texts, and a call for each would take longer than all else here
+            characters += len(cell) if type(cell) is str else _characters(cell)
+        return characters
     if isinstance(value, list) and value:
         return len(value) * sum(map(_characters, value[:8])) // len(value[:8])
     return 1
@@ -285,7 +299,7 @@ class _Spool:
     def _example(self, number: int) -> Example:
         begin, end = self._ends[number : number + 2]
         self._file.seek(begin)
-        return json.loads(self._file.read(end - begin))
+        return orjson.loads(self._file.read(end - begin))
 
 
 def _divided(source: Split, splits: HeldOut, workers: Workers, folder: Path | None) -> dict[str, Split]:
@@ -307,14 +321,14 @@ def _divided(source: Split, splits: HeldOut, workers: Workers, folder: Path | No
 def _spooled(rows: Rows) -> tuple[tuple[list[bytes], list[int], list[int]], Account]:
     """The usable examples as JSON, and digests of their groups and contents."""
     grouped, account = rows.grouped()
-    lines = [to_json(example).encode() for _, example in grouped]
-    groups = [_digest(group) for group, _ in grouped]
-    contents = [_digest(to_json({**example, "id": ""})) for _, example in grouped]
+    lines = [orjson.dumps(example) for _, example in grouped]
+    groups = [_digest(group.encode(errors="surrogatepass")) for group, _ in grouped]
+    contents = [_digest(orjson.dumps({**example, "id": ""})) for _, example in grouped]
     return (lines, groups, contents), account
 
 
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest())
+def _digest(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
 
 
 def _applied(function: Callable[[list[Example]], Result], chunk: Chunk) -> tuple[Result, Account]:
@@ -325,30 +339,19 @@ def _applied(function: Callable[[list[Example]], Result], chunk: Chunk) -> tuple
 def _parts(entry: Entry, where: str, row: Any) -> Iterable[tuple[str, Any]]:
     """The parts that a row is cut into, each with its place; for a row that cannot be cut, the exception."""
     if entry.parts is None or isinstance(row, Exception):
-        return [(where, row)]
+        return ((where, row),)
     try:
         return [(f"{where}#{number}", part) for number, part in enumerate(entry.parts(row), 1)]
     except (LeaveOut, *_WRONG) as error:
         return [(where, error)]
 
 
-def _usable(entry: Entry, labels: Sequence[str], where: str, row: Any) -> tuple[str, Example]:
-    """The group and the example of a row. Raises LeaveOut, or for a bad row one of ``_WRONG``."""
-    if isinstance(row, Exception):
-        raise row
-    example = {"id": where, **entry.example(row)}
-    reason = FAMILIES[entry.family].check(example, labels)
-    if reason is not None:
-        raise BadRow(reason)
-    return _group(entry, row, where), example
-
-
 def _is_writable(example: Example, account: Account) -> bool:
-    """Whether an example is JSON in UTF-8; if it is not, it is booked as bad."""
+    """Whether an example can be JSON in UTF-8; if it cannot, it is booked as bad."""
     try:
-        to_json(example).encode()
-    except (TypeError, ValueError) as error:
-        account.leave_out_bad(f"{example['id']}: {_reason(error)}")
+        orjson.dumps(example)
+    except TypeError as error:
+        account.leave_out_bad(f"{example['id']}: it cannot be written as JSON ({error})")
         return False
     return True
 
@@ -356,8 +359,6 @@ def _is_writable(example: Example, account: Account) -> bool:
 def _reason(error: Exception) -> str:
     if isinstance(error, BadRow):
         return str(error)
-    if isinstance(error, UnicodeEncodeError):
-        return "it holds half of a character (a lone surrogate)"
     if isinstance(error, KeyError):
         return f"it has no field {error.args[0]!r}"
     return f"one of its fields has the wrong type or value ({error})"

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
+import orjson
 from tqdm import tqdm
 
 from muppet_fairseq.errors import MuppetError
@@ -358,11 +359,17 @@ def until_damage(name: str, rows: RowIterator) -> RowIterator:
 
 def json_rows(name: str, lines: IO[bytes]) -> RowIterator:
     """Yield the objects of a JSON-lines file; a line that is none is a bad row."""
-    for number, text in decoded_lines(lines):
-        if isinstance(text, BadRow):
-            yield f"{name}:{number}", text
-        elif text.strip(" \t"):
-            yield f"{name}:{number}", _json_object(text)
+    for number, line in enumerate(lines, 1):
+        try:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError:  # NaN, say, which others write and read
+            text = decoded_line(number, line)
+            if isinstance(text, BadRow):
+                yield f"{name}:{number}", text
+            elif text.strip(" \t"):
+                yield f"{name}:{number}", _json_object(text)
+        else:
+            yield f"{name}:{number}", row if isinstance(row, dict) else BadRow("it is no JSON object")
 
 
 def _json_object(text: str) -> Row | BadRow:
@@ -428,8 +435,13 @@ def decoded_lines(stream: IO[bytes]) -> Iterator[tuple[int, str | BadRow]]:
     Only a line feed ends a line, with or without a carriage return before it; a byte order mark is no text.
     """
     for number, line in enumerate(stream, 1):
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape")
-        yield number, _text_fault(text) or text.removesuffix("\n").removesuffix("\r")
+        yield number, decoded_line(number, line)
+
+
+def decoded_line(number: int, line: bytes) -> str | BadRow:
+    """The text of a line, or what is wrong with it; see :func:`decoded_lines`."""
+    text = line.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape")
+    return _text_fault(text) or text.removesuffix("\n").removesuffix("\r")
 
 
 def _text_fault(text: str) -> BadRow | None:

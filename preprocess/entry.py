@@ -109,14 +109,29 @@ class Entry:
             LeaveOut: the entry leaves such rows out.
             BadRow, KeyError, TypeError, ValueError, AttributeError: the row is not as the fields expect.
         """
-        example = {key: value_of(spec, row) for key, spec in self.fields.items()}
-        if "label" in example:
-            example["label"] = self._label(example["label"]) if self.labels else float(example["label"])
+        example = self.reader()(row, "")
+        del example["id"]
         return example
 
-    def _label(self, value: Any) -> str:
-        raw = str(value)
-        return self.labels.get(raw, raw) if isinstance(self.labels, Mapping) else raw
+    def reader(self) -> Callable[[Row, str], dict[str, Any]]:
+        """Return :meth:`example` as a function of a row and its ``id``: faster for many rows."""
+        getters = [(key, getter(spec)) for key, spec in self.fields.items()]
+        names = self.labels if isinstance(self.labels, Mapping) else {}
+        has_number = "label" in self.fields and not self.labels
+        has_class = "label" in self.fields and not has_number
+
+        def read(row: Row, id: str) -> dict[str, Any]:
+            example = {"id": id}
+            for key, get in getters:
+                example[key] = get(row)
+            if has_class:
+                raw = str(example["label"])
+                example["label"] = names.get(raw, raw)
+            elif has_number:
+                example["label"] = float(example["label"])
+            return example
+
+        return read
 
     def sha256(self) -> str:
         """Fingerprint of the whole definition, the code of its functions included."""
@@ -125,15 +140,26 @@ class Entry:
 
 def value_of(spec: Value, row: Row) -> Any:
     """Get a value from a row as ``spec`` says. Raises KeyError (no such column), LeaveOut or BadRow."""
+    return getter(spec)(row)
+
+
+def getter(spec: Value) -> Callable[[Row], Any]:
+    """Return :func:`value_of` for one ``spec``, as a function of a row."""
     if callable(spec):
-        return spec(row)
+        return spec
     if not isinstance(spec, str):
-        return [value_of(part, row) for part in spec]
-    if row[spec] is None:
-        raise BadRow(f"its field {spec!r} is empty")
-    if isinstance(row[spec], bytes):
-        raise BadRow(f"its field {spec!r} is not UTF-8")
-    return row[spec]
+        parts = [getter(part) for part in spec]
+        return lambda row: [part(row) for part in parts]
+
+    def column(row: Row) -> Any:
+        value = row[spec]
+        if value is None:
+            raise BadRow(f"its field {spec!r} is empty")
+        if isinstance(value, bytes):
+            raise BadRow(f"its field {spec!r} is not UTF-8")
+        return value
+
+    return column
 
 
 def _definition(value: Any) -> str:

@@ -28,14 +28,15 @@ class Workers:
         self.jobs = jobs
         self._pool: ProcessPoolExecutor | None = None
         # enough for all to have something to do, and so few that what waits for its turn fits into the memory
-        self._free = threading.Semaphore(2 * jobs)
+        self._free = threading.Semaphore(3 * jobs)
 
     def __enter__(self) -> Workers:
         if self.jobs > 1:
-            # its processes are forks of one that has imported all this, and share its memory
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["preprocess.binarize"])
+            # forks have all that is imported and loaded here, and share its memory
+            context = multiprocessing.get_context("fork")
             self._pool = ProcessPoolExecutor(self.jobs, context, initializer=_start)
+            # the first task starts all of them: now, before there are threads
+            self._pool.submit(int).result()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
@@ -109,7 +110,7 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item], number
 def _start() -> None:
     # an interrupted parent ends them
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # what has been imported stays: it need not be looked through, and is shared with the other processes
+    # what has been imported stays: looking through it would only end its being shared with the other processes
     gc.freeze()
     # as many processes as wanted are enough: no threads of Hugging Face's tokenizers on top
     os.environ["RAYON_NUM_THREADS"] = "1"

@@ -65,7 +65,7 @@ def prepare(
         add_revisions(revisions, fetch.revisions)
     if wanted:
         need = disk_needed(wanted, fetch, out)
-        _say(f"{need}")
+        tqdm.write(str(need))
         need.check()
     with Workers(jobs) as workers:
         make = partial(_make, tokenizer, out, fetch, max_bad_share, workers)

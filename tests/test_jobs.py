@@ -48,7 +48,7 @@ class TestWorkers:
         asked = []
         results = workers.map(str, (asked.append(number) or number for number in range(50)))
         next(results)
-        assert len(asked) <= 2 * workers.jobs + 1
+        assert len(asked) <= 3 * workers.jobs + 1
         results.close()
         # what was given up holds nothing back
         assert list(workers.map(str, range(20))) == [str(number) for number in range(20)]

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +41,7 @@ class Tokenizer:
         self._backend = backend
 
     def __reduce__(self) -> tuple[Callable[[Path], Tokenizer], tuple[Path]]:
-        """To another process goes the folder's name, for not all types can be pickled; it is loaded there once."""
+        """To another process goes the folder's name, for not all types can be pickled."""
         return _loaded, (self.folder,)
 
     @classmethod
@@ -68,7 +67,8 @@ class Tokenizer:
             raise MuppetError(
                 f"tokenizer folder {folder}: {names} is damaged ({reason}); copy it there again"
             ) from None
-        return cls(folder, kind, backend, dictionary)
+        _LOADED[folder] = tokenizer = cls(folder, kind, backend, dictionary)
+        return tokenizer
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Encode texts, many at a time: they are shared out to all CPU cores where the type can."""
@@ -96,9 +96,12 @@ class Tokenizer:
             os.replace(temporary, folder / name)
 
 
-@lru_cache(maxsize=2)
+#: what was last loaded from each folder, here or in the process of which this one is a fork
+_LOADED: dict[Path, Tokenizer] = {}
+
+
 def _loaded(folder: Path) -> Tokenizer:
-    return Tokenizer.load(folder)
+    return _LOADED.get(folder) or Tokenizer.load(folder)
 
 
 def load_dictionary(path: Path) -> Dictionary:

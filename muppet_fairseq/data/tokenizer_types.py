@@ -124,8 +124,9 @@ class Gpt2(TokenizerType):
     """
 
     files = ("encoder.json", "vocab.bpe")
-    #: how a text is cut into words before anything is merged (fairseq's ``gpt2_bpe_utils``)
-    WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    #: how a text is cut into words before anything is merged: as ``gpt2_bpe_utils`` of fairseq does it, in an order
+    #: that is faster
+    WORDS = r"'(?:[sdmt]|ll|ve|re)| ?(?:\p{L}+|\p{N}+|[^\s\p{L}\p{N}]+)|\s+(?!\S)|\s+"
 
     def __init__(self, folder: Path, dictionary: Dictionary) -> None:
         number_of = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))

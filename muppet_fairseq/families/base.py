@@ -143,8 +143,10 @@ class FamilyDataset(ABC):
 
 def no_text(*values: Any) -> str | None:
     """Say which of an example's values is no text, or return None."""
-    wrong = [value for value in values if not isinstance(value, str)]
-    return f"it has {str(wrong[0])[:40]} where a text belongs" if wrong else None
+    for value in values:
+        if not isinstance(value, str):
+            return f"it has {str(value)[:40]} where a text belongs"
+    return None
 
 
 def fit_pair(first: int, second: int, room: int) -> tuple[int, int]:

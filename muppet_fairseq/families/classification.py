@@ -61,7 +61,10 @@ def input_streams(num_inputs: int) -> dict[str, str]:
 
 def inputs_fault(inputs: Sequence[Any]) -> str | None:
     """Say why an example's texts cannot be used, or return None."""
-    return no_text(*inputs) or (None if any(text.strip() for text in inputs) else "its text is empty")
+    fault = no_text(*inputs)
+    if fault is None and not "".join(inputs).strip():
+        return "its text is empty"
+    return fault
 
 
 def encode_inputs(examples: list[dict[str, Any]], tokenizer: Tokenizer) -> dict[str, list]:
