@@ -147,7 +147,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="stop a dataset with a larger share of unusable rows (default: 0.01)",
     )
-    making.add_argument("--jobs", type=_positive, default=1, metavar="N", help="datasets at a time (default: 1)")
+    making.add_argument(
+        "--jobs", type=_positive, default=1, metavar="N", help="worker processes, and datasets at a time (default: 1)"
+    )
     making.add_argument(
         "--revisions", type=Path, metavar="FILE", help="take these commits of the hub; default: OUT/revisions.json"
     )
