@@ -53,21 +53,22 @@ def prepare(
     for branch, commit in (read_revisions(revisions) if revisions.exists() else {}).items():
         fetch.revisions.setdefault(branch, commit)
     stale = {entry.name: _is_stale(entry, tokenizer, out, fetch, force) for entry in entries}
-    ready: dict[str, dict[str, Any]] = {}
+    ready = {name: read_dataset_json(out / name) for name, is_stale in stale.items() if not is_stale}
     failures = []
-    ready.update({name: read_dataset_json(out / name) for name, is_stale in stale.items() if not is_stale})
     wanted = [entry for entry in entries if stale[entry.name]]
-    if fetch.raw is None:
-        for entry in wanted:
-            # before anything is fetched, so that all datasets of a repository are of one commit, whatever happens
-            with suppress(MuppetError):
-                entry.source.identity(fetch)
-        add_revisions(revisions, fetch.revisions)
-    if wanted:
+    if not wanted:
+        return [ready[entry.name] for entry in entries], []
+    # before the hub's client has threads
+    with Workers(jobs) as workers:
+        if fetch.raw is None:
+            for entry in wanted:
+                # before anything is fetched, so that all datasets of a repository are of one commit, whatever happens
+                with suppress(MuppetError):
+                    entry.source.identity(fetch)
+            add_revisions(revisions, fetch.revisions)
         need = disk_needed(wanted, fetch, out)
         tqdm.write(str(need))
         need.check()
-    with Workers(jobs) as workers:
         make = partial(_make, tokenizer, out, fetch, max_bad_share, workers)
         done = map(make, wanted) if jobs == 1 else in_threads(make, wanted, jobs)
         for entry, result in zip(wanted, done, strict=True):
