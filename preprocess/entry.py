@@ -102,19 +102,12 @@ class Entry:
         """
         return self
 
-    def example(self, row: Row) -> dict[str, Any]:
-        """Return the canonical example of a row (without ``id``).
-
-        Raises:
-            LeaveOut: the entry leaves such rows out.
-            BadRow, KeyError, TypeError, ValueError, AttributeError: the row is not as the fields expect.
-        """
-        example = self.reader()(row, "")
-        del example["id"]
-        return example
-
     def reader(self) -> Callable[[Row, str], dict[str, Any]]:
-        """Return :meth:`example` as a function of a row and its ``id``: faster for many rows."""
+        """Return the function that makes the canonical example of a row and its ``id``.
+
+        It raises LeaveOut for a row that the entry leaves out, and BadRow or what :mod:`preprocess.convert` takes for
+        one where the row is not as the fields expect.
+        """
         getters = [(key, getter(spec)) for key, spec in self.fields.items()]
         names = self.labels if isinstance(self.labels, Mapping) else {}
         has_number = "label" in self.fields and not self.labels

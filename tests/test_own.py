@@ -470,7 +470,7 @@ class TestMistakes:
     def test_class_numbers(self, labels: str, raw: str, said: str | None, tmp_path: Path) -> None:
         (tmp_path / "own.yaml").write_text(PAIRS + f"  labels: {labels}\n")
         entry = read_own(tmp_path / "own.yaml")["a"]
-        label = entry.example({"t": "the dog", "l": raw})["label"]
+        label = entry.reader()({"t": "the dog", "l": raw}, "id")["label"]
         assert (label if label in entry.label_names else None) == said
 
 
