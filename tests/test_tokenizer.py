@@ -161,6 +161,12 @@ class TestGpt2:
                 else:
                     assert end - start >= 1
 
+    def test_a_run_of_blanks_longer_than_the_library_can_read(self, gpt2: Tokenizer) -> None:
+        text = "a" + " " * 1_000_000 + "b c"
+        encoding = gpt2.encode([text])[0]
+        assert "".join(text[start:end] for start, end in encoding.offsets.tolist()) == "abc"
+        assert [gpt2.decode(encoding.ids[[0]]), gpt2.decode(encoding.ids[-2:])] == ["a", "b c"]
+
 
 SENTENCEPIECE = {
     "sentencepiece": {},
