@@ -88,7 +88,8 @@ def _make(
             revision = entry.source.identity(fetch)
             entry = entry.completed(fetch)
             splits = convert(entry, fetch, max_bad_share, _say, workers, out)
-            sizes = [split.size for split in splits.values()]
+            # of a split that is read as it is converted, what its authors say
+            sizes = [entry.published.get(name) if split.size is None else split.size for name, split in splits.items()]
             bar.total = None if None in sizes else sum(sizes)
             return binarize(entry, splits, tokenizer, out, bar.update, workers, revision)
         except MuppetError as error:
