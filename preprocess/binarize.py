@@ -14,6 +14,7 @@ import struct
 import tempfile
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -181,7 +182,7 @@ def _labels(entry: Entry, splits: Mapping[str, Split]) -> tuple[list[str], Mappi
         return entry.label_names, splits
     # read twice: once for the classes, once for writing them
     examples = list(splits["train"].examples)
-    train = Split(map(Examples, chunked(examples)), len(examples), account=splits["train"].account)
+    train = replace(splits["train"], chunks=map(Examples, chunked(examples)), size=len(examples))
     return sorted({label for example in examples for label in example[key]}), {**splits, "train": train}
 
 

@@ -777,6 +777,18 @@ command.main(["prepare", "--datasets", "toy_nli", "--tokenizer", tokenizer, "--r
 """
 
 
+def test_classes_of_the_training_rows_where_one_is_bad(raw: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    rows = [{"words": ["the", "dog"], "tags": ["DT", "NN"]} for _ in range(199)] + [{"words": ["the"], "tags": []}]
+    source = write_wheel(raw, {"train.jsonl": rows, "valid.jsonl": rows[:5]})
+    source = dataclasses.replace(source, paths=("{split}.jsonl",))
+    fields, splits = {"words": "words", "tags": "tags"}, {"train": "train", "valid": "valid"}
+    pos = nli_entry(source, name="pos", family="tagging", labels=(), fields=fields, splits=splits)
+    ready, failures = command.prepare([pos], tokenizer, tmp_path / "out", Fetch(raw, raw))
+    assert failures == []
+    assert ready[0]["labels"] == ["DT", "NN"]
+    assert ready[0]["splits"]["train"]["dropped"] == {"bad row": 1}
+
+
 class Undisturbed(NamedTuple):
     """A preparation that nothing disturbed: its files, and how long it took."""
 
