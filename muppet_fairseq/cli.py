@@ -6,9 +6,10 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from muppet_fairseq import evaluate, hf, plan, release, report
+from muppet_fairseq import evaluate, hf, plan, release, report, study
 
-COMMANDS = {"plan": plan, "import-hf": hf, "evaluate": evaluate, "release": release, "report": report}
+COMMANDS = {"plan": plan, "import-hf": hf, "evaluate": evaluate, "release": release}
+COMMANDS |= {"study": study, "report": report}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,12 +6,15 @@ Each function says which version needs it and why; :func:`apply` is called once,
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import warnings
 from typing import Any
 
 import numpy as np
 import torch
 from fairseq.distributed import utils as distributed_utils
+from fairseq.file_io import PathManager
 from fairseq.models import distributed_fairseq_model
 from torch.nn.parallel import DistributedDataParallel
 
@@ -56,6 +59,24 @@ def adapt_broadcast() -> None:
     distributed_utils._broadcast_object_slow = _broadcast_object
 
 
+def _copy_whole(source: str, target: str, overwrite: bool = False) -> bool:
+    if not PathManager.supports_rename(target):
+        return _copy_in_place(source, target, overwrite)
+    temporary = f"{target}.tmp"
+    shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+    return True
+
+
+_copy_in_place = PathManager.copy
+
+
+def copy_checkpoints_whole() -> None:
+    """ve-fairseq 0.12.3 copies a new checkpoint over ``checkpoint_last.pt`` in place: a run that is killed at that
+    moment has none to go on with."""
+    PathManager.copy = staticmethod(_copy_whole)
+
+
 def silence_known_warnings() -> None:
     """ve-fairseq 0.12.3 pins memory without a GPU and calls autocast by its old name, once a step (torch >= 2.4)."""
     warnings.filterwarnings("ignore", message=".*'pin_memory' argument is set as true.*")
@@ -71,4 +92,5 @@ def apply() -> None:
     allow_checkpoint_types()
     adapt_data_parallel()
     adapt_broadcast()
+    copy_checkpoints_whole()
     silence_known_warnings()

@@ -1,0 +1,216 @@
+"""Run a study: pre-finetune, fine-tune from every start, evaluate, report; stopped, it goes on where it was."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Iterable
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+
+from muppet_fairseq import report
+from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.files import write_text
+from muppet_fairseq.provenance import versions
+from muppet_fairseq.study.commands import UPDATES, Machine, evaluate_command, train_command
+from muppet_fairseq.study.driver import Driver
+from muppet_fairseq.study.expand import BASE, Plan, Run, expand
+from muppet_fairseq.study.run_folder import FORMAT, read_run
+from muppet_fairseq.study.settings import Model, read_study
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", type=Path, help="study file, as examples/studies/batching.yaml")
+    parser.add_argument("--scale", help="one of the study's scales, as mini or paper; default: its first")
+    parser.add_argument("--model", type=Path, metavar="FILE", help="another model file than the scale's")
+    parser.add_argument("--runs", type=Path, metavar="DIR", help="folder of all runs; default: runs/MODEL")
+    parser.add_argument("--seeds", type=_count, metavar="N", help="fine-tunings that differ in nothing but the seed")
+    parser.add_argument("--updates", type=_count, metavar="N", help="updates of each pre-finetuning")
+    parser.add_argument(
+        "--only", action="append", metavar="PATTERN", help="only fine-tunings with such a label, as '*boolq*seed 1'"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        action="append",
+        type=_named_file,
+        default=[],
+        metavar="START=FILE",
+        help="fine-tune from this checkpoint instead of pre-finetuning",
+    )
+    parser.add_argument("--devices", metavar="D", help="GPUs as 0,1,2, or cpu:N for N processes; default: all")
+    parser.add_argument("--launcher", type=shlex.split, default=(), metavar="WORDS", help="starts pre-finetunings")
+    parser.add_argument("--workers", type=_count, default=0, metavar="N", help="how many workers --launcher starts")
+    parser.add_argument("--keep-models", action="store_true", help="keep the fine-tuned models, not only their answers")
+    parser.add_argument("--dry-run", action="store_true", help="print every command and do nothing")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what is missing of a study, then report on all studies in its folder.
+
+    Raises MuppetError for what is wrong in its files, and at the end where runs failed.
+    """
+    study = read_study(args.study, args.scale, args.model)
+    if args.updates:
+        study.pre_finetuning["updates"] = args.updates
+    if args.seeds:
+        study.fine_tuning["seeds"] = args.seeds
+    if bool(args.launcher) != bool(args.workers):
+        raise MuppetError("--launcher and --workers go together: what starts the workers, and how many it starts")
+    plan = expand(study, dict(args.checkpoint))
+    runs = args.runs or Path("runs") / study.model.path.stem
+    machine = _machine(args)
+    wanted = _wanted(plan, args.only)
+    if args.dry_run:
+        print("\n".join(_dry(study.model, wanted, runs, machine)))
+        return
+    _prepare(study.model, wanted, machine)
+    command = shlex.join(["muppet", *sys.argv[1:]])
+    write_text(runs / "studies" / study.name / "study.json", json.dumps(_described(plan, command), indent=1) + "\n")
+    failures = Driver(runs, machine, keep=args.keep_models).work_off(wanted)
+    report.run(Namespace(runs=[runs], out=None))
+    if failures:
+        named = "; ".join(f"{label}: {reason}" for label, reason in list(failures.items())[:3])
+        raise MuppetError(f"{len(failures)} of {len(wanted)} runs failed ({named}); mend that and run the study again")
+
+
+def _wanted(plan: Plan, patterns: list[str] | None) -> list[Run]:
+    """The runs to do: all, or the fine-tunings with such labels and what they start from."""
+    if not patterns:
+        return plan.runs
+    chosen = [r for r in plan.runs if r.judged and any(fnmatch(r.label, pattern) for pattern in patterns)]
+    if not chosen:
+        example = next((run.label for run in plan.runs if run.judged), "none")
+        raise MuppetError(f"no fine-tuning of {plan.study.path} is like {' or '.join(patterns)}; one is {example!r}")
+    needed = {run.key for run in chosen} | {run.after.key for run in chosen if run.after}
+    return [run for run in plan.runs if run.key in needed]
+
+
+def _machine(args: Namespace) -> Machine:
+    devices = args.devices
+    if devices is None:
+        # asks the driver, not CUDA, which processes forked later could not use any more
+        count = torch.cuda.device_count()
+        devices = ",".join(map(str, range(count))) if count else f"cpu:{os.cpu_count()}"
+    kind, _, number = devices.partition(":")
+    if kind == "cpu":
+        if not (number or "1").isdigit() or int(number or 1) < 1:
+            raise MuppetError(f"--devices {devices} is no number of processes; give cpu:2, say")
+        names, gpus = tuple(f"cpu {i}" for i in range(int(number or 1))), False
+    else:
+        names, gpus = tuple(name.strip() for name in devices.split(",")), True
+        if not all(name.isdigit() for name in names):
+            raise MuppetError(f"--devices {devices} names no GPUs; give their numbers, as 0,1, or cpu:N")
+    return Machine(names, gpus, tuple(args.launcher), args.workers)
+
+
+def _dry(model: Model, wanted: list[Run], runs: Path, machine: Machine) -> Iterable[str]:
+    """The commands of a study, as a shell would take them."""
+    if command := _import_command(model):
+        yield shlex.join(command)
+    if command := _prepare_command(model, wanted, machine):
+        yield shlex.join(command)
+    for run in wanted:
+        folder = runs / run.folder
+        state = read_run(folder).get("state", "not started")
+        names = " ".join(entry.name for entry in run.suite)
+        yield f"\n# {run.label}: {state}\n# {folder / 'suite.yaml'}: {names}"
+        yield str(train_command(run, runs, machine, run.settings.get("updates", UPDATES)))
+        if run.judged:
+            command = evaluate_command(run, runs, machine)
+            yield f"{command} > {shlex.quote(str(folder / command.output))}"
+    kinds = [run.kind for run in wanted]
+    yield f"\n# {kinds.count('pre_finetuning')} pre-finetunings, {kinds.count('fine_tuning')} fine-tunings"
+    if any("updates" not in run.settings for run in wanted):
+        yield f"# {UPDATES}: of the epochs in the study or the model, counted when the data are there"
+
+
+def _prepare(model: Model, wanted: list[Run], machine: Machine) -> None:
+    """Make the encoder and the data that are missing. Raises MuppetError."""
+    steps = (lambda: _import_command(model), lambda: _prepare_command(model, wanted, machine))
+    for step in steps:
+        if command := step():
+            print(shlex.join(command), flush=True)
+            python = [sys.executable, "-m"]
+            words = [*python, *command[2:]] if command[0] == "python" else [*python, "muppet_fairseq.cli", *command[1:]]
+            if subprocess.run(words, check=False).returncode:
+                raise MuppetError("that failed, and the study needs it; mend what it says and run the study again")
+
+
+def _import_command(model: Model) -> list[str]:
+    """What makes the encoder, where it is missing. Raises MuppetError where nothing does."""
+    if (model.encoder / "model.pt").exists():
+        return []
+    if model.source is None:
+        raise MuppetError(
+            f"there is no {model.encoder / 'model.pt'}, which {model.path} starts from; put it there with its dict.txt "
+            "and tokenizer, as examples/README.md says"
+        )
+    return ["muppet", "import-hf", model.source, str(model.encoder)]
+
+
+def _prepare_command(model: Model, wanted: list[Run], machine: Machine) -> list[str]:
+    """What prepares the datasets that are missing."""
+    names = dict.fromkeys(entry.name for run in wanted for entry in (*run.suite, *run.judged))
+    missing = [name for name in names if not (model.data / name / "dataset.json").exists()]
+    if not missing:
+        return []
+    command = ["python", "-m", "preprocess", "prepare", "--datasets", ",".join(missing)]
+    command += ["--tokenizer", str(model.encoder), "--out", str(model.data), "--jobs", str(os.cpu_count())]
+    return [*command, *model.prepare]
+
+
+def _described(plan: Plan, command: str) -> dict[str, object]:
+    """``study.json``: all runs that the study consists of, for the report."""
+    study = plan.study
+    starts = [{"name": BASE, "label": "base", "x": 0, "run": None}]
+    for name, start in study.starts.items():
+        runs = plan.pre_finetunings[name]
+        x = start.x if start.x is not None or not runs else len(runs[0].suite)
+        starts.append({"name": name, "label": start.label, "x": x, "run": str(runs[0].folder) if runs else None})
+    return {
+        "format": FORMAT,
+        "study": study.name,
+        "title": study.title,
+        "about": study.about,
+        "paper": study.paper,
+        "model": study.model.name,
+        "scale": study.scale,
+        "figure": study.figure,
+        "axis": study.axis,
+        "command": command,
+        "starts": starts,
+        "columns": [vars(column) for column in study.columns],
+        "fine_tunings": [
+            {
+                "start": tuning.start,
+                "variant": tuning.variant,
+                "datasets": [entry.name for entry in tuning.run.judged],
+                "hyper_parameters": tuning.hyper_parameters,
+                "seed": tuning.run.seed,
+                "run": str(tuning.run.folder),
+            }
+            for tuning in plan.fine_tunings
+        ],
+        "versions": versions(),
+    }
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def _named_file(text: str) -> tuple[str, Path]:
+    name, found, path = text.partition("=")
+    if not found:
+        raise ValueError
+    return name, Path(path)

@@ -1,0 +1,185 @@
+"""The command lines of a run: ``fairseq-train``, and for a fine-tuning ``muppet evaluate`` after it."""
+
+from __future__ import annotations
+
+import shlex
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+
+import muppet_fairseq
+from muppet_fairseq import plan
+from muppet_fairseq.data.schedule import SAMPLINGS, STRATEGIES
+from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.study.expand import Run
+from muppet_fairseq.tasks.muppet import MuppetTaskConfig
+
+#: stands for a number of updates that is known only when the data are there
+UPDATES = "UPDATES"
+
+#: sub-batches of an update, where a study does not say: the paper's 64 GPUs (§3.2)
+SUB_BATCHES = 64
+
+#: joins processes on CPUs, which fairseq does not do by itself: torchrun starts them, gloo joins them
+_ON_CPUS = (
+    '"$@" --ddp-backend legacy_ddp --distributed-backend gloo --distributed-init-method env:// '
+    '--distributed-world-size "$WORLD_SIZE" --distributed-rank "$RANK" --distributed-no-spawn'
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One process: its words, and the file in the run's folder that keeps its standard output."""
+
+    words: tuple[str, ...]
+    output: str
+
+    def __str__(self) -> str:
+        return shlex.join(self.words)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What runs are started on.
+
+    Attributes:
+        devices: numbers of GPUs; without GPUs, a name for each process at a time.
+        launcher: words that start the workers of a pre-finetuning, here or on other machines, too; empty: torchrun
+            starts them on ``devices``.
+        launched: how many ``launcher`` starts.
+    """
+
+    devices: tuple[str, ...]
+    gpus: bool
+    launcher: tuple[str, ...] = ()
+    launched: int = 0
+
+    def workers(self, run: Run) -> int:
+        """How many processes train. Raises MuppetError where the run wants more than there are devices."""
+        wanted = run.settings.get("workers", 1) if run.kind == "pre_finetuning" else 1
+        if run.kind == "pre_finetuning" and self.launcher:
+            return self.launched
+        if wanted == "all":
+            whole = run.settings.get("sub-batches", SUB_BATCHES)
+            return max(count for count in range(1, len(self.devices) + 1) if whole % count == 0)
+        if wanted > len(self.devices):
+            raise MuppetError(
+                f"{run.label} wants {wanted} workers, and there are {len(self.devices)} devices; see --devices"
+            )
+        return wanted
+
+    def places(self, run: Run) -> int:
+        """How many of the devices the run takes."""
+        return len(self.devices) if run.kind == "pre_finetuning" and self.launcher else self.workers(run)
+
+
+def train_command(run: Run, runs: Path, machine: Machine, updates: int | str) -> Command:
+    """The ``fairseq-train`` of a run in ``runs``, for so many ``updates``."""
+    folder, workers = runs / run.folder, machine.workers(run)
+    start = runs / run.after.folder / "checkpoint_last.pt" if run.after else run.model
+    options = {
+        "user-dir": _user_dir(),
+        "task": "muppet",
+        "suite": str(folder / "suite.yaml"),
+        "criterion": "muppet",
+        "finetune-from-model": str(start),
+        "reuse-heads": "true" if run.settings.get("reuse-heads") else "false",
+        "optimizer": "adam",
+        "lr-scheduler": "polynomial_decay",
+        **run.options,
+        "update-freq": str(update_freq(run, workers)),
+        "max-update": str(updates),
+        "total-num-update": str(updates),
+        "warmup-updates": str(warmup_updates(run, updates)),
+        "seed": str(run.seed),
+        "save-dir": str(folder),
+        "no-progress-bar": "true",
+        "log-format": "json",
+        "no-epoch-checkpoints": "true",
+        **({} if machine.gpus else {"cpu": "true", "bf16": "false", "fp16": "false"}),
+    }
+    words = ["fairseq-train", str(run.data)]
+    for option, value in options.items():
+        if value == "true":
+            words.append(f"--{option}")
+        elif value != "false":
+            words += [f"--{option}", value]
+    return Command((*_launcher(machine, workers), *words), "train.log")
+
+
+def evaluate_command(run: Run, runs: Path, machine: Machine) -> Command:
+    """The ``muppet evaluate`` of a fine-tuning in ``runs``."""
+    folder = runs / run.folder
+    named = any(entry.head for entry in run.judged)
+    datasets = str(folder / "judged.yaml") if named else ",".join(entry.name for entry in run.judged)
+    generation = [word for key, value in run.settings.get("generation", {}).items() for word in (f"--{key}", value)]
+    words = ("muppet", "evaluate", str(folder / "checkpoint_last.pt"), str(run.data), "--datasets", datasets)
+    words += ("--predictions", str(folder / "predictions"), "--json", "--example-scores", *generation)
+    return Command((*words, "--device", "cuda" if machine.gpus else "cpu"), "evaluation.json")
+
+
+def update_freq(run: Run, workers: int) -> int:
+    """Sub-batches of a worker in an update. Raises MuppetError where ``workers`` cannot share an update evenly."""
+    if run.kind == "fine_tuning":
+        return int(run.options.get("update-freq", "1"))
+    sub_batches = run.settings.get("sub-batches", SUB_BATCHES)
+    if sub_batches % workers:
+        raise MuppetError(
+            f"{workers} workers cannot share the {sub_batches} sub-batches of an update evenly; "
+            "give a number of them, or of devices, that divides it"
+        )
+    return sub_batches // workers
+
+
+def warmup_updates(run: Run, updates: int | str) -> int | str:
+    """The first of the updates, in which the learning rate rises."""
+    share = run.settings.get("warmup", 0.0)
+    return int(share * updates) if isinstance(updates, int) else f"{share}*{updates}"
+
+
+def count_updates(run: Run, suite: Path) -> int:
+    """The run's updates: as many as its settings say, or those of its epochs by a plan of the data of ``suite``.
+
+    Raises MuppetError where neither is said, or the data cannot be planned.
+    """
+    if "updates" in run.settings:
+        return run.settings["updates"]
+    if "epochs" not in run.settings:
+        raise MuppetError(f"{run.label}: nothing says how long; give 'updates' or 'epochs' in the study or the model")
+    options = run.options
+    # one worker and all of an update's sub-batches: the same number of updates as on any number of workers
+    described = plan.describe(
+        Namespace(
+            data=str(run.data),
+            suite=str(suite),
+            workers=1,
+            update_freq=update_freq(run, 1),
+            max_tokens=_whole(options.get("max-tokens")),
+            batch_size=_whole(options.get("batch-size")),
+            max_positions=int(options.get("max-positions", MuppetTaskConfig.max_positions)),
+            window_overlap=int(options.get("window-overlap", MuppetTaskConfig.window_overlap)),
+            batching=options.get("batching", STRATEGIES[0]),
+            sampling=options.get("sampling", SAMPLINGS[0]),
+            sampling_temperature=float(options.get("sampling-temperature", MuppetTaskConfig.sampling_temperature)),
+            seed=run.seed,
+        )
+    )
+    return described["updates"] * run.settings["epochs"]
+
+
+def _whole(value: str | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _launcher(machine: Machine, workers: int) -> tuple[str, ...]:
+    if workers == 1:
+        return ()
+    if machine.launcher:
+        return machine.launcher
+    torchrun = ("torchrun", "--standalone", "--nproc-per-node", str(workers), "--no-python")
+    return torchrun if machine.gpus else (*torchrun, "sh", "-c", _ON_CPUS, "sh")
+
+
+def _user_dir() -> str:
+    folder = Path(muppet_fairseq.__file__).parent
+    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)

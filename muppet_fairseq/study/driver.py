@@ -1,0 +1,259 @@
+"""Work off the runs of a study, as many at a time as there are devices; what is finished is never done again."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import IO, Any
+
+from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.files import write_text
+from muppet_fairseq.study import run_folder
+from muppet_fairseq.study.commands import Command, Machine, count_updates, evaluate_command, train_command
+from muppet_fairseq.study.expand import Run, suite_text
+from muppet_fairseq.study.processes import lock, start
+
+#: seconds from one line of progress to the next when no run ends
+_SILENCE = 60
+#: seconds from one look to the next at runs that another process works on
+_LOOK = 5
+
+
+@dataclass
+class _Job:
+    """A run that is being worked on: ``commands[done]`` is the one in ``process``."""
+
+    run: Run
+    updates: int
+    commands: list[Command]
+    done: int
+    devices: list[str]
+    claim: IO[str]
+    #: seconds that earlier attempts took
+    before: float
+    began: float
+    process: BaseProcess
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.began
+
+
+class Driver:
+    """Works off runs.
+
+    Args:
+        runs: the folder of all runs.
+        keep: keep the fine-tuned models, which are large and otherwise removed once they are evaluated.
+    """
+
+    def __init__(self, runs: Path, machine: Machine, *, keep: bool = False) -> None:
+        self.runs, self.machine, self.keep = runs, machine, keep
+        self._free = list(machine.devices)
+        self._waiting: list[Run] = []
+        self._jobs: list[_Job] = []
+        self._finished: set[str] = set()
+        self._failures: dict[str, str] = {}
+        #: seconds that finished runs took, by what they have in common
+        self._seconds: dict[str, list[float]] = defaultdict(list)
+        self._told = time.monotonic()
+
+    def work_off(self, runs: Iterable[Run]) -> dict[str, str]:
+        """Do all runs that are not finished; returns why runs failed, by label.
+
+        Runs that others need come first in ``runs``. One that failed earlier is tried again; one whose pre-finetuning
+        fails is left out. When this ends early, by Ctrl-C or an error, its processes end, too.
+        """
+        for run in runs:
+            described = run_folder.read_run(self.runs / run.folder)
+            if described.get("state") == "finished":
+                self._note_finished(run, described["seconds"])
+            else:
+                self._waiting.append(run)
+        self._total = len(self._finished) + len(self._waiting)
+        if self._waiting:
+            print(f"{self._total} runs, {len(self._finished)} of them finished before", flush=True)
+        try:
+            while self._waiting or self._jobs:
+                self._start_what_can()
+                ended = connection.wait([job.process.sentinel for job in self._jobs], _LOOK)
+                for job in [job for job in self._jobs if job.process.sentinel in ended]:
+                    self._go_on(job)
+                if time.monotonic() - self._told > _SILENCE:
+                    self._tell(", ".join(map(self._progress, self._jobs)) or "waiting for another process")
+        finally:
+            for job in self._jobs:
+                job.process.terminate()
+            for job in self._jobs:
+                job.process.join()
+        return self._failures
+
+    def _start_what_can(self) -> None:
+        for run in list(self._waiting):
+            if run.after and run.after.label in self._failures:
+                self._waiting.remove(run)
+                self._fail(run, f"it starts from {run.after.label}, which failed")
+            if run not in self._waiting or (run.after and run.after.key not in self._finished):
+                continue
+            count = self.machine.places(run)
+            if count > len(self._free):
+                return  # or those that need less would always overtake it
+            claim = lock(self.runs / run.folder)
+            if claim is None:
+                continue  # another process works on it
+            described = run_folder.read_run(self.runs / run.folder)
+            self._waiting.remove(run)
+            if described.get("state") == "finished":
+                claim.close()
+                self._note_finished(run, described["seconds"])
+                continue
+            devices, self._free = self._free[:count], self._free[count:]
+            try:
+                self._jobs.append(self._begin(run, devices, claim, described))
+            except MuppetError as error:
+                self._free += devices
+                claim.close()
+                self._fail(run, str(error))
+
+    def _begin(self, run: Run, devices: list[str], claim: IO[str], described: dict[str, Any]) -> _Job:
+        folder = self.runs / run.folder
+        write_text(folder / "suite.yaml", suite_text(run.suite))
+        updates = count_updates(run, folder / "suite.yaml")
+        commands = [train_command(run, self.runs, self.machine, updates)]
+        if run.judged:
+            write_text(folder / "judged.yaml", suite_text(run.judged))
+            commands.append(evaluate_command(run, self.runs, self.machine))
+        done = min(described.get("commands_done", 0), len(commands) - 1)
+        job = _Job(
+            run=run,
+            updates=updates,
+            commands=commands,
+            done=done,
+            devices=devices,
+            claim=claim,
+            before=described.get("seconds", 0.0),
+            began=time.monotonic(),
+            process=self._process(commands[done], folder, devices),
+        )
+        self._write(job, "running")
+        return job
+
+    def _process(self, command: Command, folder: Path, devices: list[str]) -> BaseProcess:
+        threads = str(max(1, (os.cpu_count() or 1) // len(self.machine.devices)))
+        environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        if self.machine.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+        return start(command, folder, environment, gpus=self.machine.gpus)
+
+    def _go_on(self, job: _Job) -> None:
+        """A process has ended: start the run's next one, or end the run."""
+        folder = self.runs / job.run.folder
+        job.process.join()
+        if job.process.exitcode == 0:
+            job.done += 1
+            if job.done < len(job.commands):
+                job.process = self._process(job.commands[job.done], folder, job.devices)
+                self._write(job, "running")
+                return
+        self._jobs.remove(job)
+        self._free += job.devices
+        try:
+            if job.process.exitcode != 0:
+                raise MuppetError(_last_words(folder / "stderr.log", job.process.exitcode))
+            outcome = {"training": run_folder.training_of(folder)}
+            if job.run.judged:
+                outcome["results"] = run_folder.results_of(folder)
+        except MuppetError as error:
+            self._write(job, "failed", reason=str(error))
+            self._fail(job.run, str(error))
+        else:
+            self._write(job, "finished", **outcome)
+            if job.run.judged and not self.keep:
+                for checkpoint in folder.glob("*.pt"):
+                    checkpoint.unlink()
+            self._note_finished(job.run, job.seconds)
+            self._tell(f"{job.run.label}: {_outcome(outcome)} ({job.seconds:.0f} s)")
+        job.claim.close()
+
+    def _write(self, job: _Job, state: str, **more: Any) -> None:
+        described = run_folder.describe_run(job.run, state, list(map(str, job.commands)), job.seconds)
+        run_folder.write_run(self.runs / job.run.folder, described | {"commands_done": job.done} | more)
+
+    def _note_finished(self, run: Run, seconds: float) -> None:
+        self._finished.add(run.key)
+        self._seconds[_alike(run)].append(seconds)
+
+    def _fail(self, run: Run, reason: str) -> None:
+        self._failures[run.label] = reason
+        self._tell(f"{run.label}: FAILED, {reason}")
+
+    def _tell(self, what: str) -> None:
+        self._told = time.monotonic()
+        left = self._left()
+        time_left = "time left not known yet" if left is None else f"about {_duration(left)} left"
+        ended = len(self._finished) + len(self._failures)
+        print(f"  {ended} of {self._total}: {what}" + (f"; {time_left}" if ended < self._total else ""), flush=True)
+
+    def _left(self) -> float | None:
+        """Seconds that the rest will take, by those that like runs took; None while there is nothing to go by."""
+        seconds = 0.0
+        for job in self._jobs:
+            share = self._updates_done(job) / job.updates
+            whole = job.seconds / share if share else self._expected(job.run)
+            if whole is None:
+                return None
+            seconds += max(0.0, whole - job.seconds) * len(job.devices)
+        for run in self._waiting:
+            expected = self._expected(run)
+            if expected is None:
+                return None
+            seconds += expected * self.machine.places(run)
+        return seconds / len(self.machine.devices)
+
+    def _progress(self, job: _Job) -> str:
+        return f"{job.run.label}: {self._updates_done(job)} of {job.updates} updates"
+
+    def _updates_done(self, job: _Job) -> int:
+        with suppress(MuppetError):
+            return int(run_folder.last_logged(self.runs / job.run.folder / "train.log", "train_inner")["num_updates"])
+        return 0
+
+    def _expected(self, run: Run) -> float | None:
+        alike = self._seconds.get(_alike(run)) or [
+            second for sort, seconds in self._seconds.items() if sort.startswith(run.kind) for second in seconds
+        ]
+        return sum(alike) / len(alike) if alike else None
+
+
+def _alike(run: Run) -> str:
+    return f"{run.kind} {' '.join(entry.name for entry in run.judged)}"
+
+
+def _outcome(outcome: dict[str, Any]) -> str:
+    if "results" not in outcome:
+        return f"{outcome['training']['updates']} updates, mean scaled loss {outcome['training']['loss']:.3f}"
+    results = outcome["results"].items()
+    return ", ".join(
+        f"{name} {result['metric']} {100 * result['metrics'][result['metric']]:.1f}" for name, result in results
+    )
+
+
+def _last_words(errors: Path, code: int | None) -> str:
+    """Why a process ended with ``code``: its sentence, or the last line that it wrote."""
+    lines = [line.strip() for line in errors.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    sentences = [line.removeprefix("muppet: ") for line in lines if line.startswith("muppet: ")]
+    said = (sentences or lines or ["it said nothing"])[-1]
+    return f"{said} (exit status {code}, see {errors})"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

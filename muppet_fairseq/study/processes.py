@@ -1,0 +1,88 @@
+"""Processes that do the commands of runs: one for each command, its output in files, none of them left behind."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import IO
+
+import torch
+from fairseq_cli import train
+
+from muppet_fairseq.study.commands import Command
+
+_PR_SET_PDEATHSIG = 1
+
+
+def start(command: Command, folder: Path, environment: Mapping[str, str], *, gpus: bool) -> BaseProcess:
+    """Start a command; its output goes to files in ``folder``.
+
+    ``fairseq-train`` and ``muppet`` are called in a copy of this process, which has imported them already; with GPUs in
+    a new one, because CUDA does not survive being copied.
+    """
+    context = multiprocessing.get_context("spawn" if gpus else "fork")
+    arguments = (command.words, folder / command.output, folder / "stderr.log", dict(environment), os.getpid())
+    process = context.Process(target=_work, args=arguments)
+    process.start()
+    return process
+
+
+def lock(folder: Path) -> IO[str] | None:
+    """Claim a run's folder for this process and what it forks; None where another process has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open(folder / ".lock", "w")  # noqa: SIM115 - open as long as it is claimed
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    os.set_inheritable(file.fileno(), True)
+    return file
+
+
+def _work(words: tuple[str, ...], output: Path, errors: Path, environment: dict[str, str], parent: int) -> None:
+    _end_with(parent)
+    # a log goes on where the last attempt ended; results are those of this attempt
+    with open(output, "ab" if output.suffix == ".log" else "wb") as out, open(errors, "ab") as err:
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+    os.environ.update(environment)
+    programs: dict[str, Callable[[], None]] = {"fairseq-train": _train, "muppet": _muppet}
+    if words[0] not in programs:
+        os.execvp(words[0], words)
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    sys.argv = list(words)
+    try:
+        programs[words[0]]()
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        sys.exit(1)
+
+
+def _train() -> None:
+    # as fairseq-train sets it up, where nobody has done so before
+    layout = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"
+    logging.basicConfig(format=layout, datefmt="%Y-%m-%d %H:%M:%S", level="INFO", stream=sys.stdout, force=True)
+    train.cli_main()
+
+
+def _muppet() -> None:
+    from muppet_fairseq import cli  # which imports this module
+
+    cli.main()
+
+
+def _end_with(parent: int) -> None:
+    """Have the kernel end this process when its parent dies, even if that is killed (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            sys.exit(1)

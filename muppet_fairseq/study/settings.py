@@ -1,0 +1,289 @@
+"""Study files: what is pre-finetuned, what is fine-tuned from it, and with which settings.
+
+A study (``examples/studies/batching.yaml``) names its starts, variants and columns, and for each of its scales a model
+file (``examples/models/minilm.yaml``). Both hold the stages ``pre_finetuning`` and ``fine_tuning``: mappings of options
+of ``fairseq-train`` and of the keys in :data:`STAGE_KEYS`. What stands later wins::
+
+    the model's options  <  its stage  <  study  <  scale  <  dataset  <  start  <  variant  <  grid  <  command line
+
+Suites and models are looked for beside the file that names them; ``encoder`` and ``data`` where the command is run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from muppet_fairseq.errors import MuppetError, nearest
+from muppet_fairseq.yaml_file import compose, items, place
+
+#: settings of a stage: keys of STAGE_KEYS, and options of fairseq-train without "--", their values as texts
+Stage = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What fine-tunings start from besides the base encoder: a pre-finetuning, and what they change to use it.
+
+    ``x`` is its place on a figure's axis; None: the number of datasets in its suite.
+    """
+
+    label: str
+    x: float | None
+    pre_finetuning: Stage
+    fine_tuning: Stage
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: a dataset, or several whose test examples are judged as one set."""
+
+    label: str
+    group: str
+    datasets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model file.
+
+    Attributes:
+        encoder: folder with ``model.pt``, ``dict.txt`` and the tokenizer's files.
+        source: what ``muppet import-hf`` makes it from where it is missing; None: the user has to put it there.
+        prepare: further words for ``python -m preprocess prepare``.
+    """
+
+    path: Path
+    name: str
+    encoder: Path
+    data: Path
+    source: str | None
+    prepare: tuple[str, ...]
+    pre_finetuning: Stage
+    fine_tuning: Stage
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file, read for one of its scales; the stages are the model's with the study's and the scale's changes."""
+
+    path: Path
+    scale: str
+    model: Model
+    title: str
+    about: str
+    paper: str
+    figure: str
+    axis: str
+    starts: dict[str, Start]
+    variants: dict[str, Stage]
+    columns: tuple[Column, ...]
+    pre_finetuning: Stage
+    fine_tuning: Stage
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+
+FIGURES = ("bars", "lines", "heat_map")
+_TEXTS = ("title", "about", "paper", "figure", "axis")
+_PARTS = ("starts", "variants", "columns", "pre_finetuning", "fine_tuning")
+_MODEL_KEYS = ("name", "encoder", "data", "import", "prepare", "options", "pre_finetuning", "fine_tuning")
+
+
+def read_study(path: Path, scale: str | None = None, model: Path | None = None) -> Study:
+    """Read a study file for one of its scales (None: its first), with another ``model`` file than the scale's if given.
+
+    Raises MuppetError with file and line for what is wrong in the study or the model.
+    """
+    root = compose(path, "the study")
+    top = _mapping(root, path, (*_TEXTS, *_PARTS, "scales"))
+    scales = _mapping(_needed(top, "scales", root, path), path)
+    chosen = next(iter(scales), None) if scale is None else scale
+    if chosen not in scales:
+        raise MuppetError(f"{path} has no scale {chosen!r}{nearest(str(chosen), scales)}; it has {', '.join(scales)}")
+    section = _mapping(scales[chosen], path, ("model", *_PARTS))
+    model_node = _needed(section, "model", scales[chosen], path)
+    read = read_model(model if model is not None else path.parent / _text(model_node, path))
+    texts = {key: " ".join(_text(top[key], path).split()) for key in _TEXTS if key in top}
+    figure = texts.get("figure", FIGURES[0])
+    if figure not in FIGURES:
+        where = place(path, top["figure"])
+        raise MuppetError(
+            f"{where}: unknown figure {figure!r}{nearest(figure, FIGURES)}; known are {', '.join(FIGURES)}"
+        )
+    parts = top | section
+    starts = _mapping(parts["starts"], path) if "starts" in parts else {}
+    variants = _mapping(parts["variants"], path) if "variants" in parts else {}
+    layers = (top, section)
+    stages = {
+        key: merged(getattr(read, key), *(read_stage(layer[key], path) for layer in layers if key in layer))
+        for key in ("pre_finetuning", "fine_tuning")
+    }
+    return Study(
+        path=path,
+        scale=chosen,
+        model=read,
+        title=texts.get("title", path.stem),
+        about=texts.get("about", ""),
+        paper=texts.get("paper", ""),
+        figure=figure,
+        axis=texts.get("axis", "start"),
+        starts={name: _start(name, node, path) for name, node in starts.items()},
+        variants={name: read_stage(node, path) for name, node in variants.items()},
+        columns=tuple(_columns(_needed(parts, "columns", root, path), path)),
+        **stages,
+    )
+
+
+def read_model(path: Path) -> Model:
+    """Read a model file. Raises MuppetError with file and line for what is wrong in it."""
+    root = compose(path, "the model")
+    top = _mapping(root, path, _MODEL_KEYS)
+    options, *stages = (
+        read_stage(top[key], path) if key in top else {} for key in ("options", "pre_finetuning", "fine_tuning")
+    )
+    needed = {key: _text(_needed(top, key, root, path), path) for key in ("name", "encoder", "data")}
+    return Model(
+        path=path,
+        name=needed["name"],
+        encoder=Path(needed["encoder"]),
+        data=Path(needed["data"]),
+        source=_text(top["import"], path) if "import" in top else None,
+        prepare=_words(top["prepare"], path) if "prepare" in top else (),
+        pre_finetuning=merged(options, stages[0]),
+        fine_tuning=merged(options, stages[1]),
+    )
+
+
+def merged(*stages: Stage) -> Stage:
+    """Lay settings over each other, later ones over earlier ones; those of single datasets dataset by dataset."""
+    together: Stage = {}
+    for stage in stages:
+        datasets = dict(together.get("datasets", {}))
+        for name, values in stage.get("datasets", {}).items():
+            datasets[name] = merged(datasets.get(name, {}), values)
+        together |= stage | ({"datasets": datasets} if datasets else {})
+    return together
+
+
+def read_stage(node: yaml.Node, path: Path) -> Stage:
+    """Read a mapping of options and of :data:`STAGE_KEYS`. Raises MuppetError with the line of what is wrong."""
+    return {key: STAGE_KEYS.get(key, _text)(value, path) for key, value in _mapping(node, path).items()}
+
+
+def _start(name: str, node: yaml.Node, path: Path) -> Start:
+    values = _mapping(node, path, ("label", "x", "pre_finetuning", "fine_tuning"))
+    return Start(
+        label=_text(values["label"], path) if "label" in values else name.replace("_", " "),
+        x=_number(values["x"], path) if "x" in values else None,
+        **{key: read_stage(values[key], path) if key in values else {} for key in ("pre_finetuning", "fine_tuning")},
+    )
+
+
+def _columns(node: yaml.Node, path: Path) -> Iterator[Column]:
+    """``group: [dataset, {label: L, datasets: [...]}, ...]``."""
+    for group, members in _mapping(node, path).items():
+        for member in _items(members, path):
+            if isinstance(member, yaml.ScalarNode):
+                yield Column(member.value, group, (member.value,))
+                continue
+            values = _mapping(member, path, ("label", "datasets"))
+            datasets = _words(_needed(values, "datasets", member, path), path)
+            yield Column(_text(_needed(values, "label", member, path), path), group, datasets)
+
+
+# -- values ---------------------------------------------------------------------------------------------------
+
+
+def _mapping(node: yaml.Node | None, path: Path, known: Iterable[str] | None = None) -> dict[str, yaml.Node]:
+    if isinstance(node, yaml.ScalarNode) and node.value == "":
+        return {}
+    if not isinstance(node, yaml.MappingNode):
+        raise MuppetError(f"{place(path, node) if node else path}: here belongs a mapping ('key: value')")
+    return {key: value for key, _, value in items(node, path, known)}
+
+
+def _needed(values: dict[str, yaml.Node], key: str, node: yaml.Node, path: Path) -> yaml.Node:
+    if key not in values:
+        raise MuppetError(f"{place(path, node)}: {key!r} is missing")
+    return values[key]
+
+
+def _items(node: yaml.Node, path: Path) -> list[yaml.Node]:
+    if not isinstance(node, yaml.SequenceNode):
+        raise MuppetError(f"{place(path, node)}: here belongs a list ('[a, b]')")
+    return node.value
+
+
+def _text(node: yaml.Node, path: Path) -> str:
+    if not isinstance(node, yaml.ScalarNode) or node.value == "":
+        raise MuppetError(f"{place(path, node)}: here belongs one value")
+    return node.value
+
+
+def _words(node: yaml.Node, path: Path) -> tuple[str, ...]:
+    return tuple(_text(item, path) for item in _items(node, path))
+
+
+def _checked(pattern: str, wanted: str, convert: Callable[[str], Any]) -> Callable[[yaml.Node, Path], Any]:
+    def read(node: yaml.Node, path: Path) -> Any:
+        value = _text(node, path)
+        if not re.fullmatch(pattern, value):
+            raise MuppetError(f"{place(path, node)}: {value!r} is not {wanted}")
+        return convert(value)
+
+    return read
+
+
+_count = _checked(r"[1-9][0-9]*", "a positive whole number", int)
+_number = _checked(r"-?[0-9]+(\.[0-9]+)?", "a number", float)
+_share = _checked(r"0?\.[0-9]+|0|1", "a share from 0 to 1", float)
+_flag = _checked(r"true|false", "true or false", lambda value: value == "true")
+_workers = _checked(r"[1-9][0-9]*|all", "a positive whole number or 'all'", lambda v: v if v == "all" else int(v))
+_examples = _checked(r"[1-9][0-9]*|[0-9]+(\.[0-9]+)?%", "a positive whole number or a percentage", str)
+
+
+def _file(node: yaml.Node, path: Path) -> str:
+    return str(path.parent / _text(node, path))
+
+
+def _texts_by_name(node: yaml.Node, path: Path) -> dict[str, str]:
+    return {key: _text(value, path) for key, value in _mapping(node, path).items()}
+
+
+def _grid(node: yaml.Node, path: Path) -> dict[str, tuple[str, ...]]:
+    return {option: _words(values, path) for option, values in _mapping(node, path).items()}
+
+
+def _datasets(node: yaml.Node, path: Path) -> dict[str, Stage]:
+    return {name: read_stage(values, path) for name, values in _mapping(node, path).items()}
+
+
+#: what a stage knows besides fairseq-train's options, and what reads it
+STAGE_KEYS: dict[str, Callable[[yaml.Node, Path], Any]] = {
+    # either stage
+    "updates": _count,  # how many; instead of epochs
+    "epochs": _count,
+    "warmup": _share,  # of the updates
+    "seeds": _count,  # how many runs that differ in nothing else; fine-tunings take turns at pre-finetunings
+    # pre-finetuning
+    "suite": _file,
+    "own-heads": _flag,  # a head for each dataset, also of the families that share one
+    "sub-batches": _count,  # of an update, whatever the number of workers
+    "workers": _workers,  # GPUs, or processes on CPUs; all: as many as there are
+    # fine-tuning
+    "train": _words,  # one run on these datasets is judged on all columns; else one run on each column's dataset
+    "head": _checked(r"\w[\w-]*", "a head's name", str),  # of all datasets in "train"
+    "examples": _examples,  # of each training set, as many or such a share, drawn anew for each seed
+    "reuse-heads": _flag,  # of the pre-finetuned model
+    "grid": _grid,  # option: values
+    "generation": _texts_by_name,  # options of 'muppet evaluate'
+    "datasets": _datasets,  # settings for single datasets
+}
