@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from muppet_fairseq.data.iterator import sub_batches_per_update
 from muppet_fairseq.data.multitask import MultitaskDataset
 from muppet_fairseq.data.schedule import SAMPLINGS, STRATEGIES, BatchSchedule, SubBatchLimits, deal
 from muppet_fairseq.data.tokenizer import dictionary_sha256, load_dictionary
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suite", required=True, help="suite file (.yaml), or names with commas between")
     parser.add_argument("--workers", type=int, default=1, help="workers (GPUs)")
     parser.add_argument("--update-freq", type=int, default=1, help="sub-batches of a worker in an update")
+    parser.add_argument("--sub-batches", type=int, help="of an update; default: workers x update-freq")
     parser.add_argument("--max-tokens", type=int, help="padded tokens x rows of a sub-batch")
     parser.add_argument("--batch-size", type=int, help="examples of a sub-batch")
     parser.add_argument("--max-positions", type=int, default=512)
@@ -69,10 +71,10 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
         strategy=args.batching,
         sampling=args.sampling,
         temperature=args.sampling_temperature,
-        sub_batches_per_update=args.workers * args.update_freq,
+        sub_batches_per_update=sub_batches_per_update(args.sub_batches, args.workers, args.update_freq),
         seed=args.seed,
     )
-    dealt = deal(schedule.updates, schedule.cost, args.workers)
+    dealt = deal(schedule.updates, schedule.cost, args.workers, args.update_freq)
     seconds = time.perf_counter() - begin
     return {
         **figures(schedule, dealt),

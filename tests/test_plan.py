@@ -15,6 +15,7 @@ import pytest
 
 from muppet_fairseq import cli
 from muppet_fairseq.data.multitask import MultitaskDataset
+from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.tasks.muppet import MuppetTask
 from tests.toy_suite import NAMES, ROOT, open_task
 
@@ -133,3 +134,9 @@ def test_the_table(data, capsys):
     shown = {name: float(share.rstrip("%")) / 100 for name, share in (line.split() for line in shares)}
     assert list(shown.values()) == sorted(shown.values(), reverse=True)
     assert shown == pytest.approx(figures["share"], abs=5e-5)
+
+
+@pytest.mark.parametrize(("wanted", "cure"), [("9", "set --update-freq 5"), ("0", "give at least 1")])
+def test_more_sub_batches_than_the_workers_have_room_for(data, wanted, cure):
+    with pytest.raises(MuppetError, match=f"--sub-batches is {wanted}, but 2 workers .* room for 8; {cure}"):
+        cli.main(arguments(data, workers=2, update_freq=4, max_tokens=256, sub_batches=wanted))

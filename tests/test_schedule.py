@@ -73,9 +73,9 @@ def test_every_example_once_and_limits_kept(datasets, limit, strategy, size, epo
 def test_the_order_is_the_same_for_any_number_of_workers(datasets, limit, strategy, half_workers, rounds):
     workers = 2 * half_workers
     schedule = BatchSchedule(datasets, limit, strategy=strategy, sub_batches_per_update=workers * rounds)
-    many = deal(schedule.updates, schedule.cost, workers)
-    few = deal(schedule.updates, schedule.cost, 2)
-    one = deal(schedule.updates, schedule.cost, 1)
+    many = deal(schedule.updates, schedule.cost, workers, rounds)
+    few = deal(schedule.updates, schedule.cost, 2, half_workers * rounds)
+    one = deal(schedule.updates, schedule.cost, 1, workers * rounds)
     for update, *dealt in zip(schedule.updates, many, few, one, strict=True):
         for shares in dealt:
             assert sorted(shares.reshape(-1)) == sorted(update)
@@ -166,14 +166,16 @@ def test_up_sampled_examples_are_repeated_evenly():
     assert times[10:].max() == 1
 
 
-@given(st.integers(1, 12), st.integers(1, 6), st.integers(1, 30), st.integers(0, 999))
-def test_deal_keeps_updates_and_puts_the_fill_first(workers, rounds, sub_batches, seed):
+@given(st.integers(1, 12), st.integers(1, 6), st.integers(0, 11), st.integers(1, 30), st.integers(0, 999))
+def test_deal_keeps_updates_and_puts_the_fill_first(workers, rounds, missing, sub_batches, seed):
+    """Also where an update has fewer sub-batches than the workers have room for."""
+    size = max(1, workers * rounds - missing)
     cost = np.random.default_rng(seed).integers(1, 1000, sub_batches)
-    updates = in_updates(np.random.default_rng(seed).permutation(sub_batches), workers * rounds)
-    dealt = deal(updates, cost, workers)
+    updates = in_updates(np.random.default_rng(seed).permutation(sub_batches), size)
+    dealt = deal(updates, cost, workers, rounds)
     assert dealt.shape == (len(updates), workers, rounds)
     for update, shares in zip(updates, dealt, strict=True):
-        assert sorted(shares.reshape(-1)) == sorted(update)
+        assert sorted(shares.reshape(-1)) == sorted([*update, *[-1] * (workers * rounds - size)])
         for own in shares:
             filled = own >= 0
             assert np.all(filled[np.argmax(filled) :]) or not filled.any()
@@ -183,7 +185,7 @@ def test_deal_evens_out_the_costs():
     rng = np.random.default_rng(1)
     cost = rng.integers(500, 4400, 64 * 100)
     updates = in_updates(np.arange(len(cost)), 64)
-    dealt = cost[deal(updates, cost, 16)].sum(axis=2)
+    dealt = cost[deal(updates, cost, 16, 4)].sum(axis=2)
     plain = cost[updates].reshape(len(updates), 16, 4).sum(axis=2)
 
     def balance(load: np.ndarray) -> float:

@@ -116,6 +116,23 @@ def test_two_workers_train_different_datasets_in_one_update_and_agree(data, tmp_
         torch.testing.assert_close(ddp[key], reference[key], atol=1e-6, rtol=1e-5, msg=key)
 
 
+def test_an_update_of_a_size_that_the_workers_do_not_share_evenly(data, tmp_path):
+    """Three sub-batches on two workers with room for four: the updates of one worker that does all three."""
+    still = ("--dropout", "0", "--attention-dropout", "0", "--optimizer", "sgd", "--lr", "0.1", "--max-epoch", "1")
+    still += ("--disable-validation",)
+    # the later --update-freq is each worker's
+    two = ("--update-freq", "2", "--sub-batches", "3")
+    trained(options(data, tmp_path / "two", *still, *two), workers=2, trace=tmp_path / "trace2")
+    trained(options(data, tmp_path / "one", *still, "--update-freq", "3"), trace=tmp_path / "trace1")
+    (first, second), (one,) = read_trace(tmp_path / "trace2"), read_trace(tmp_path / "trace1")
+    for a, b, whole in zip(first, second, one, strict=True):
+        both = [examples for dataset, examples in (*a["sub_batches"], *b["sub_batches"]) if examples]
+        assert sorted(both) == sorted(examples for _, examples in whole["sub_batches"])
+    ours, reference = state(tmp_path / "two"), state(tmp_path / "one")
+    for key in reference:
+        torch.testing.assert_close(ours[key], reference[key], atol=1e-6, rtol=1e-5, msg=key)
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_batching_strategies_in_training(data, tmp_path, strategy):
     """Every example once an epoch, whatever the strategy; the datasets of an update are as the strategy says."""

@@ -22,6 +22,20 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+def sub_batches_per_update(wanted: int | None, workers: int, update_freq: int) -> int:
+    """``wanted``, or as many as the workers contribute. Raises MuppetError where these contribute less."""
+    room = workers * update_freq
+    if wanted is None:
+        return room
+    if not 0 < wanted <= room:
+        needed = -(-wanted // workers)
+        raise MuppetError(
+            f"--sub-batches is {wanted}, but {workers} workers with --update-freq {update_freq} have room for {room}; "
+            + (f"set --update-freq {needed}" if wanted > 0 else "give at least 1")
+        )
+    return wanted
+
+
 class WorkerSubBatches(Sequence):
     """The sub-batches of one worker in one epoch: looked up when needed, so that nothing is copied."""
 
@@ -49,7 +63,8 @@ class ScheduleIterator(EpochBatchIterator):
     Args:
         dataset: the training or validation data.
         plan: makes the schedule of an epoch, given the number of sub-batches of an update.
-        update_freq: sub-batches that one worker contributes to an update, by epoch (the last entry stays).
+        update_freq: sub-batches that one worker contributes to an update at most, by epoch (the last entry stays).
+        sub_batches: of an update; None: as many as all workers contribute.
         num_shards, shard_id: the number of workers and which one this is.
         companion: saved and restored with the position.
         collate_fn, epoch, num_workers, buffer_size: as in fairseq.
@@ -61,13 +76,14 @@ class ScheduleIterator(EpochBatchIterator):
         plan: Callable[[int, int], BatchSchedule],
         *,
         update_freq: Sequence[int],
+        sub_batches: int | None = None,
         num_shards: int,
         shard_id: int,
         companion: Stateful | None = None,
         collate_fn: Callable[[list], Sample],
         **options: Any,
     ) -> None:
-        self.plan, self.update_freq, self.companion = plan, list(update_freq), companion
+        self.plan, self.update_freq, self.sub_batches, self.companion = plan, list(update_freq), sub_batches, companion
         self._schedules: dict[tuple[int, int], BatchSchedule] = {}
         # where this process took up an epoch: (epoch, sub-batches done before, own iterations done before)
         self._taken_up = (0, 0, 0)
@@ -81,11 +97,11 @@ class ScheduleIterator(EpochBatchIterator):
         )
 
     def rounds(self, epoch: int) -> int:
-        """Sub-batches that one worker contributes to an update in this epoch."""
+        """Sub-batches, empty ones included, that one worker contributes to an update in this epoch."""
         return self.update_freq[min(epoch, len(self.update_freq)) - 1]
 
     def sub_batches_per_update(self, epoch: int) -> int:
-        return self.num_shards * self.rounds(epoch)
+        return sub_batches_per_update(self.sub_batches, self.num_shards, self.rounds(epoch))
 
     def schedule(self, epoch: int) -> BatchSchedule:
         key = (epoch, self.sub_batches_per_update(epoch))
@@ -101,7 +117,7 @@ class ScheduleIterator(EpochBatchIterator):
             updates = in_updates(schedule.order()[done:], self.sub_batches_per_update(epoch))
             if schedule.keeps_updates_whole:
                 updates = schedule.updates[np.cumsum((schedule.updates >= 0).sum(axis=1)) > done]
-        dealt = deal(updates, schedule.cost, self.num_shards)
+        dealt = deal(updates, schedule.cost, self.num_shards, self.rounds(epoch))
         mine = dealt[:, self.shard_id].reshape(-1)
         # the rounds of the last update in which no worker has anything are left out
         idle = int((dealt[-1] < 0).all(axis=0).sum()) if len(dealt) else 0

@@ -251,15 +251,15 @@ def _merge(own: list[np.ndarray], order: np.ndarray) -> np.ndarray:
     return merged
 
 
-def deal(updates: np.ndarray, cost: np.ndarray, workers: int) -> np.ndarray:
+def deal(updates: np.ndarray, cost: np.ndarray, workers: int, rounds: int) -> np.ndarray:
     """Deal the sub-batches of each update to workers so that their costs are even.
 
-    ``updates`` is ``[U, S]``, ``S`` a multiple of ``workers``; returns ``[U, workers, S / workers]``. In
-    rounds, the costliest sub-batches left go to the workers that have least so far. The fill of short
+    ``updates`` is ``[U, S]``, with ``S`` at most ``workers * rounds``; returns ``[U, workers, rounds]``. In each
+    round, the costliest sub-batches left go to the workers that have least so far. What fills up short
     updates (-1) comes first in a worker's row: fairseq forgets the sample size of a worker whose *last*
     sub-batch of an update is empty.
     """
-    rounds = updates.shape[1] // workers
+    updates = np.pad(updates, ((0, 0), (0, workers * rounds - updates.shape[1])), constant_values=-1)
     costs = np.where(updates >= 0, cost[updates], 0)
     descending = np.argsort(-costs, axis=1, kind="stable")
     load = np.zeros((len(updates), workers), dtype=np.int64)

@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> None:
     failures = Driver(runs, machine, keep=args.keep_models).work_off(wanted)
     report.run(Namespace(runs=[runs], out=None))
     if failures:
-        named = "; ".join(f"{label}: {reason}" for label, reason in list(failures.items())[:3])
+        failed = [run for run in wanted if run.key in failures]
+        named = "; ".join(f"{run.label}: {failures[run.key]}" for run in failed[:3])
         raise MuppetError(f"{len(failures)} of {len(wanted)} runs failed ({named}); mend that and run the study again")
 
 

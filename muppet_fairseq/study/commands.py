@@ -17,9 +17,6 @@ from muppet_fairseq.tasks.muppet import MuppetTaskConfig
 #: stands for a number of updates that is known only when the data are there
 UPDATES = "UPDATES"
 
-#: sub-batches of an update, where a study does not say: the paper's 64 GPUs (§3.2)
-SUB_BATCHES = 64
-
 #: joins processes on CPUs, which fairseq does not do by itself: torchrun starts them, gloo joins them
 _ON_CPUS = (
     '"$@" --ddp-backend legacy_ddp --distributed-backend gloo --distributed-init-method env:// '
@@ -60,8 +57,7 @@ class Machine:
         if run.kind == "pre_finetuning" and self.launcher:
             return self.launched
         if wanted == "all":
-            whole = run.settings.get("sub-batches", SUB_BATCHES)
-            return max(count for count in range(1, len(self.devices) + 1) if whole % count == 0)
+            return len(self.devices)
         if wanted > len(self.devices):
             raise MuppetError(
                 f"{run.label} wants {wanted} workers, and there are {len(self.devices)} devices; see --devices"
@@ -87,6 +83,7 @@ def train_command(run: Run, runs: Path, machine: Machine, updates: int | str) ->
         "optimizer": "adam",
         "lr-scheduler": "polynomial_decay",
         **run.options,
+        "sub-batches": str(sub_batches(run)),
         "update-freq": str(update_freq(run, workers)),
         "max-update": str(updates),
         "total-num-update": str(updates),
@@ -119,16 +116,13 @@ def evaluate_command(run: Run, runs: Path, machine: Machine) -> Command:
 
 
 def update_freq(run: Run, workers: int) -> int:
-    """Sub-batches of a worker in an update. Raises MuppetError where ``workers`` cannot share an update evenly."""
-    if run.kind == "fine_tuning":
-        return int(run.options.get("update-freq", "1"))
-    sub_batches = run.settings.get("sub-batches", SUB_BATCHES)
-    if sub_batches % workers:
-        raise MuppetError(
-            f"{workers} workers cannot share the {sub_batches} sub-batches of an update evenly; "
-            "give a number of them, or of devices, that divides it"
-        )
-    return sub_batches // workers
+    """Sub-batches of a worker in an update, at most."""
+    return -(-sub_batches(run) // workers)
+
+
+def sub_batches(run: Run) -> int:
+    """Sub-batches of an update, whatever the number of workers: by default the paper's 64 GPUs (§3.2), or one."""
+    return run.settings.get("sub-batches", 64 if run.kind == "pre_finetuning" else 1)
 
 
 def warmup_updates(run: Run, updates: int | str) -> int | str:
@@ -153,7 +147,8 @@ def count_updates(run: Run, suite: Path) -> int:
             data=str(run.data),
             suite=str(suite),
             workers=1,
-            update_freq=update_freq(run, 1),
+            update_freq=sub_batches(run),
+            sub_batches=None,
             max_tokens=_whole(options.get("max-tokens")),
             batch_size=_whole(options.get("batch-size")),
             max_positions=int(options.get("max-positions", MuppetTaskConfig.max_positions)),

@@ -60,13 +60,14 @@ class Driver:
         self._waiting: list[Run] = []
         self._jobs: list[_Job] = []
         self._finished: set[str] = set()
+        #: why runs failed, by key
         self._failures: dict[str, str] = {}
         #: seconds that finished runs took, by what they have in common
         self._seconds: dict[str, list[float]] = defaultdict(list)
         self._told = time.monotonic()
 
     def work_off(self, runs: Iterable[Run]) -> dict[str, str]:
-        """Do all runs that are not finished; returns why runs failed, by label.
+        """Do all runs that are not finished; returns why runs failed, by key.
 
         Runs that others need come first in ``runs``. One that failed earlier is tried again; one whose pre-finetuning
         fails is left out. When this ends early, by Ctrl-C or an error, its processes end, too.
@@ -97,7 +98,7 @@ class Driver:
 
     def _start_what_can(self) -> None:
         for run in list(self._waiting):
-            if run.after and run.after.label in self._failures:
+            if run.after and run.after.key in self._failures:
                 self._waiting.remove(run)
                 self._fail(run, f"it starts from {run.after.label}, which failed")
             if run not in self._waiting or (run.after and run.after.key not in self._finished):
@@ -191,7 +192,7 @@ class Driver:
         self._seconds[_alike(run)].append(seconds)
 
     def _fail(self, run: Run, reason: str) -> None:
-        self._failures[run.label] = reason
+        self._failures[run.key] = reason
         self._tell(f"{run.label}: FAILED, {reason}")
 
     def _tell(self, what: str) -> None:

@@ -22,7 +22,7 @@ from muppet_fairseq.suite import Suite, SuiteEntry
 #: the start that is not pre-finetuned, which all others are compared with
 BASE = "base"
 #: settings that do not change a run's result
-_NO_MATTER = ("seeds", "workers", "suite", "grid", "datasets", "train", "head", "examples", "own-heads")
+_NO_MATTER = ("seeds", "workers", "suite", "grid", "datasets", "train", "head", "metric", "examples", "own-heads")
 
 
 @dataclass(frozen=True)
@@ -140,11 +140,13 @@ def _pre_finetunings(study: Study, name: str, start: Start) -> Iterator[Run]:
     entries = Suite.load(settings["suite"]).entries
     if settings.get("own-heads"):
         entries = [replace(entry, head=entry.name) for entry in entries]
+    if "examples" in settings:
+        entries = [replace(entry, examples=entry.examples or settings["examples"]) for entry in entries]
     for seed in range(1, settings.get("seeds", 1) + 1):
         yield Run(
             kind="pre_finetuning",
             label=f"pre-finetuning {name}" + (f", seed {seed}" if "seeds" in settings else ""),
-            slug=name,
+            slug=Path(settings["suite"]).stem,
             data=study.model.data,
             model=study.model.encoder / "model.pt",
             after=None,
@@ -162,15 +164,19 @@ def _fine_tunings(
     datasets = [dataset for column in study.columns for dataset in column.datasets]
     for variant, changes in (study.variants or {None: {}}).items():
         common = merged(study.fine_tuning, start.fine_tuning, changes)
+        if not datasets:
+            return
         for judged in [datasets] if "train" in common else [[dataset] for dataset in dict.fromkeys(datasets)]:
             own = {} if "train" in common else study.fine_tuning.get("datasets", {}).get(judged[0], {})
             settings = merged(study.fine_tuning, own, start.fine_tuning, changes)
             for point, seed in itertools.product(_points(settings), range(1, settings.get("seeds", 3) + 1)):
                 run = _fine_tuning(study, name, variant, judged, settings | point, seed, own_heads)
                 if before:
-                    run = replace(run, after=before[(seed - 1) % len(before)])
-                elif checkpoint is not None:
-                    run = replace(run, model=checkpoint)
+                    after = before[(seed - 1) % len(before)]
+                    run = replace(run, after=after, slug=f"{run.slug}/{after.key}")
+                else:
+                    model = checkpoint or run.model
+                    run = replace(run, model=model, slug=f"{run.slug}/{model.stem if checkpoint else BASE}")
                 yield FineTuning(run, name, variant, _hyper_parameters(settings | point))
 
 
@@ -178,7 +184,8 @@ def _fine_tuning(
     study: Study, start: str, variant: str | None, judged: list[str], settings: Stage, seed: int, own_heads: bool
 ) -> Run:
     def entry(name: str, **more: Any) -> SuiteEntry:
-        return SuiteEntry(name, "", head=settings.get("head", name if own_heads else None), **more)
+        head = settings.get("head", name if own_heads else None)
+        return SuiteEntry(name, "", head=head, metric=settings.get("metric"), **more)
 
     drawn = {"examples": settings["examples"], "partition": seed} if "examples" in settings else {}
     train = settings.get("train", judged)
@@ -186,7 +193,7 @@ def _fine_tuning(
     return Run(
         kind="fine_tuning",
         label=f"{what} from {start}, seed {seed}",
-        slug=f"{'+'.join(train)[:60]}/{start}",
+        slug="+".join(train)[:60],
         data=study.model.data,
         model=study.model.encoder / "model.pt",
         after=None,

@@ -17,6 +17,7 @@ from typing import IO
 import torch
 from fairseq_cli import train
 
+from muppet_fairseq.models import bart, roberta  # noqa: F401 - --user-dir imports no models where it was imported before
 from muppet_fairseq.study.commands import Command
 
 _PR_SET_PDEATHSIG = 1

@@ -137,7 +137,7 @@ def read_study(path: Path, scale: str | None = None, model: Path | None = None) 
         axis=texts.get("axis", "start"),
         starts={name: _start(name, node, path) for name, node in starts.items()},
         variants={name: read_stage(node, path) for name, node in variants.items()},
-        columns=tuple(_columns(_needed(parts, "columns", root, path), path)),
+        columns=tuple(_columns(parts["columns"], path)) if "columns" in parts else (),
         **stages,
     )
 
@@ -275,12 +275,13 @@ STAGE_KEYS: dict[str, Callable[[yaml.Node, Path], Any]] = {
     "seeds": _count,  # how many runs that differ in nothing else; fine-tunings take turns at pre-finetunings
     # pre-finetuning
     "suite": _file,
-    "own-heads": _flag,  # a head for each dataset, also of the families that share one
+    "own-heads": _flag,  # one for each dataset, also in the families that share one
     "sub-batches": _count,  # of an update, whatever the number of workers
     "workers": _workers,  # GPUs, or processes on CPUs; all: as many as there are
     # fine-tuning
     "train": _words,  # one run on these datasets is judged on all columns; else one run on each column's dataset
     "head": _checked(r"\w[\w-]*", "a head's name", str),  # of all datasets in "train"
+    "metric": _text,  # instead of the dataset's own main one
     "examples": _examples,  # of each training set, as many or such a share, drawn anew for each seed
     "reuse-heads": _flag,  # of the pre-finetuned model
     "grid": _grid,  # option: values

@@ -62,6 +62,13 @@ class MuppetTaskConfig(FairseqDataclass):
     sampling_temperature: float = field(
         default=2.0, metadata={"help": "for --sampling temperature: shares are size ** (1 / temperature)"}
     )
+    # fairseq reads no "int | None"
+    sub_batches: Optional[int] = field(  # noqa: UP045
+        default=None,
+        metadata={
+            "help": "sub-batches of an update, where workers x update-freq does not give that number; default: that"
+        },
+    )
     reuse_heads: bool = field(
         default=False,
         metadata={
@@ -82,7 +89,6 @@ class MuppetTaskConfig(FairseqDataclass):
     train_subset: str = II("dataset.train_subset")
     save_dir: str = II("checkpoint.save_dir")
     restore_file: str = II("checkpoint.restore_file")
-    # fairseq reads no "str | None"
     finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")  # noqa: UP045
     reset_optimizer: bool = II("checkpoint.reset_optimizer")
 
@@ -269,6 +275,7 @@ class MuppetTask(FairseqTask):
             dataset,
             plan,
             update_freq=self.cfg.update_freq if dataset.training else [1],
+            sub_batches=self.cfg.sub_batches if dataset.training else None,
             companion=self.running_losses if dataset.training else None,
             collate_fn=dataset.collater,
             num_shards=num_shards,
