@@ -110,10 +110,10 @@ class TrainedModel:
         return next(self.model.parameters()).device
 
     def head_of(self, spec: DatasetSpec) -> str | None:
-        """The head that predicts ``spec``: its own, or its family's; None where the decoder writes.
+        """The head that predicts ``spec``: its own, its family's, or the one that it names; None where the decoder writes.
 
         Raises:
-            MuppetError: the model has none.
+            MuppetError: the model has none, or that of datasets with other classes.
         """
         family = FAMILIES[spec.family]
         if family.generates:
@@ -126,8 +126,14 @@ class TrainedModel:
             if own.name == spec.name and own.family == spec.family:
                 return head
         name, _ = family.head(spec, 1, 0.0)
-        # a head of the whole family serves datasets that it was not trained on, too
-        if name == family.name and name in self.model.heads:
+        # a head of the whole family serves datasets that it was not trained on, too, and so does one that they name
+        if name in self.model.heads and (name == family.name or spec.head):
+            for own, head in zip(self.task.specs, self.task.heads, strict=True):
+                if head == name and own.labels != spec.labels:
+                    raise MuppetError(
+                        f"the head {name!r} predicts the classes of {own.name} ({', '.join(own.labels)}), "
+                        f"{spec.name} has {', '.join(spec.labels) or 'none'}; name another head"
+                    )
             return name
         heads = sorted(self.model.heads)
         raise MuppetError(
