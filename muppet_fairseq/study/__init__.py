@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=_named_file,
         default=[],
-        metavar="START=FILE",
-        help="fine-tune from this checkpoint instead of pre-finetuning",
+        metavar="[START=]FILE",
+        help="fine-tune from this checkpoint instead of pre-finetuning, one start or all",
     )
     parser.add_argument("--devices", metavar="D", help="GPUs as 0,1,2, or cpu:N for N processes; default: all")
     parser.add_argument("--launcher", type=shlex.split, default=(), metavar="WORDS", help="starts pre-finetunings")
@@ -63,7 +63,11 @@ def run(args: argparse.Namespace) -> None:
         study.fine_tuning["seeds"] = args.seeds
     if bool(args.launcher) != bool(args.workers):
         raise MuppetError("--launcher and --workers go together: what starts the workers, and how many it starts")
-    plan = expand(study, dict(args.checkpoint))
+    checkpoints = {name: path for start, path in args.checkpoint for name in ([start] if start else study.starts)}
+    for path in checkpoints.values():
+        if not (path.is_file() or args.dry_run):
+            raise MuppetError(f"there is no checkpoint {path}; see --checkpoint")
+    plan = expand(study, checkpoints)
     runs = args.runs or Path("runs") / study.model.path.stem
     machine = _machine(args)
     wanted = _wanted(plan, args.only)
@@ -115,6 +119,8 @@ def _dry(model: Model, wanted: list[Run], runs: Path, machine: Machine) -> Itera
     """The commands of a study, as a shell would take them."""
     if command := _import_command(model):
         yield shlex.join(command)
+    elif not _has_encoder(model):
+        yield f"# {_no_encoder(model)}"
     if command := _prepare_command(model, wanted, machine):
         yield shlex.join(command)
     for run in wanted:
@@ -135,6 +141,8 @@ def _dry(model: Model, wanted: list[Run], runs: Path, machine: Machine) -> Itera
 def _prepare(model: Model, wanted: list[Run], machine: Machine) -> None:
     """Make the encoder and the data that are missing. Raises MuppetError."""
     steps = (lambda: _import_command(model), lambda: _prepare_command(model, wanted, machine))
+    if not (_has_encoder(model) or model.source):
+        raise MuppetError(_no_encoder(model))
     for step in steps:
         if command := step():
             print(shlex.join(command), flush=True)
@@ -144,15 +152,21 @@ def _prepare(model: Model, wanted: list[Run], machine: Machine) -> None:
                 raise MuppetError("that failed, and the study needs it; mend what it says and run the study again")
 
 
+def _has_encoder(model: Model) -> bool:
+    return (model.encoder / "model.pt").exists()
+
+
+def _no_encoder(model: Model) -> str:
+    return (
+        f"there is no {model.encoder / 'model.pt'}, which {model.path} starts from; put it there with its dict.txt "
+        "and the tokenizer's files, as examples/README.md says"
+    )
+
+
 def _import_command(model: Model) -> list[str]:
-    """What makes the encoder, where it is missing. Raises MuppetError where nothing does."""
-    if (model.encoder / "model.pt").exists():
+    """What makes the encoder where it is missing, if anything does."""
+    if _has_encoder(model) or model.source is None:
         return []
-    if model.source is None:
-        raise MuppetError(
-            f"there is no {model.encoder / 'model.pt'}, which {model.path} starts from; put it there with its dict.txt "
-            "and tokenizer, as examples/README.md says"
-        )
     return ["muppet", "import-hf", model.source, str(model.encoder)]
 
 
@@ -210,8 +224,6 @@ def _count(text: str) -> int:
     return value
 
 
-def _named_file(text: str) -> tuple[str, Path]:
+def _named_file(text: str) -> tuple[str | None, Path]:
     name, found, path = text.partition("=")
-    if not found:
-        raise ValueError
-    return name, Path(path)
+    return (name, Path(path)) if found else (None, Path(text))

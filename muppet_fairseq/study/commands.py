@@ -112,6 +112,8 @@ def evaluate_command(run: Run, runs: Path, machine: Machine) -> Command:
     generation = [word for key, value in run.settings.get("generation", {}).items() for word in (f"--{key}", value)]
     words = ("muppet", "evaluate", str(folder / "checkpoint_last.pt"), str(run.data), "--datasets", datasets)
     words += ("--predictions", str(folder / "predictions"), "--json", "--example-scores", *generation)
+    if "split" in run.settings:
+        words += ("--split", run.settings["split"])
     return Command((*words, "--device", "cuda" if machine.gpus else "cpu"), "evaluation.json")
 
 

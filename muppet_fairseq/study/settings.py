@@ -56,6 +56,7 @@ class Model:
         encoder: folder with ``model.pt``, ``dict.txt`` and the tokenizer's files.
         source: what ``muppet import-hf`` makes it from where it is missing; None: the user has to put it there.
         prepare: further words for ``python -m preprocess prepare``.
+        columns: what studies fine-tune on that do not say it themselves.
     """
 
     path: Path
@@ -64,6 +65,7 @@ class Model:
     data: Path
     source: str | None
     prepare: tuple[str, ...]
+    columns: tuple[Column, ...]
     pre_finetuning: Stage
     fine_tuning: Stage
 
@@ -94,72 +96,73 @@ class Study:
 FIGURES = ("bars", "lines", "heat_map")
 _TEXTS = ("title", "about", "paper", "figure", "axis")
 _PARTS = ("starts", "variants", "columns", "pre_finetuning", "fine_tuning")
-_MODEL_KEYS = ("name", "encoder", "data", "import", "prepare", "options", "pre_finetuning", "fine_tuning")
+_MODEL_KEYS = ("like", "name", "encoder", "data", "import", "prepare", "columns", "options")
+_MODEL_KEYS += ("pre_finetuning", "fine_tuning")
 
 
 def read_study(path: Path, scale: str | None = None, model: Path | None = None) -> Study:
-    """Read a study file for one of its scales (None: its first), with another ``model`` file than the scale's if given.
+    """Read a study file for one of its scales (None: its first), over the one that it is ``like``.
 
-    Raises MuppetError with file and line for what is wrong in the study or the model.
+    ``model`` is another model file than the scale's. Raises MuppetError with file and line for what is wrong.
     """
     root = compose(path, "the study")
-    top = _mapping(root, path, (*_TEXTS, *_PARTS, "scales"))
-    scales = _mapping(_needed(top, "scales", root, path), path)
-    chosen = next(iter(scales), None) if scale is None else scale
-    if chosen not in scales:
-        raise MuppetError(f"{path} has no scale {chosen!r}{nearest(str(chosen), scales)}; it has {', '.join(scales)}")
-    section = _mapping(scales[chosen], path, ("model", *_PARTS))
-    model_node = _needed(section, "model", scales[chosen], path)
-    read = read_model(model if model is not None else path.parent / _text(model_node, path))
-    texts = {key: " ".join(_text(top[key], path).split()) for key in _TEXTS if key in top}
-    figure = texts.get("figure", FIGURES[0])
-    if figure not in FIGURES:
-        where = place(path, top["figure"])
+    top = _mapping(root, path, ("like", *_TEXTS, *_PARTS, "scales"))
+    like = read_study(path.parent / _text(top["like"], path), scale, model) if "like" in top else None
+    scales = _mapping(top["scales"], path) if "scales" in top else {}
+    known = [*scales, *([like.scale] if like else [])]
+    chosen = scale or next(iter(known), None)
+    if chosen not in known:
         raise MuppetError(
-            f"{where}: unknown figure {figure!r}{nearest(figure, FIGURES)}; known are {', '.join(FIGURES)}"
+            f"{path} has no scale {chosen or 'at all'!r}{nearest(chosen or '', known)}; its 'scales' are: {', '.join(known)}"
         )
-    parts = top | section
-    starts = _mapping(parts["starts"], path) if "starts" in parts else {}
-    variants = _mapping(parts["variants"], path) if "variants" in parts else {}
-    layers = (top, section)
-    stages = {
-        key: merged(getattr(read, key), *(read_stage(layer[key], path) for layer in layers if key in layer))
-        for key in ("pre_finetuning", "fine_tuning")
-    }
-    return Study(
-        path=path,
-        scale=chosen,
-        model=read,
-        title=texts.get("title", path.stem),
-        about=texts.get("about", ""),
-        paper=texts.get("paper", ""),
-        figure=figure,
-        axis=texts.get("axis", "start"),
-        starts={name: _start(name, node, path) for name, node in starts.items()},
-        variants={name: read_stage(node, path) for name, node in variants.items()},
-        columns=tuple(_columns(parts["columns"], path)) if "columns" in parts else (),
-        **stages,
+    section = _mapping(scales[chosen], path, ("model", *_PARTS)) if chosen in scales else {}
+    if model is None and "model" in section:
+        model = path.parent / _text(section["model"], path)
+    if model is None and like is None:
+        raise MuppetError(f"{place(path, scales[chosen])}: the scale {chosen!r} has no 'model'")
+    read = read_model(model) if model else like.model
+    texts = {key: " ".join(_text(top[key], path).split()) for key in _TEXTS if key in top}
+    if texts.get("figure", FIGURES[0]) not in FIGURES:
+        wrong = texts["figure"]
+        where = place(path, top["figure"])
+        raise MuppetError(f"{where}: unknown figure {wrong!r}{nearest(wrong, FIGURES)}; known are {', '.join(FIGURES)}")
+    parts: dict[str, Any] = {}
+    for key, node in (top | section).items():
+        if key in ("starts", "variants"):
+            read_part = _start if key == "starts" else _variant
+            parts[key] = {name: read_part(name, value, path) for name, value in _mapping(node, path).items()}
+        elif key == "columns":
+            parts[key] = tuple(_columns(node, path))
+    for key in ("pre_finetuning", "fine_tuning"):
+        under = getattr(like or read, key)
+        parts[key] = merged(under, *(read_stage(layer[key], path) for layer in (top, section) if key in layer))
+    inherited = (
+        vars(like) if like else {"columns": read.columns, "starts": {}, "variants": {}, **dict.fromkeys(_TEXTS, "")}
     )
+    inherited |= {} if like else {"title": path.stem, "figure": FIGURES[0], "axis": "start"}
+    return Study(**inherited | texts | parts | {"path": path, "scale": chosen, "model": read})
 
 
 def read_model(path: Path) -> Model:
-    """Read a model file. Raises MuppetError with file and line for what is wrong in it."""
+    """Read a model file, over the one that it is ``like``. Raises MuppetError with file and line for what is wrong."""
     root = compose(path, "the model")
     top = _mapping(root, path, _MODEL_KEYS)
-    options, *stages = (
-        read_stage(top[key], path) if key in top else {} for key in ("options", "pre_finetuning", "fine_tuning")
-    )
-    needed = {key: _text(_needed(top, key, root, path), path) for key in ("name", "encoder", "data")}
-    return Model(
-        path=path,
-        name=needed["name"],
-        encoder=Path(needed["encoder"]),
-        data=Path(needed["data"]),
-        source=_text(top["import"], path) if "import" in top else None,
-        prepare=_words(top["prepare"], path) if "prepare" in top else (),
-        pre_finetuning=merged(options, stages[0]),
-        fine_tuning=merged(options, stages[1]),
-    )
+    like = vars(read_model(path.parent / _text(top["like"], path))) if "like" in top else {}
+    own: dict[str, Any] = {"path": path}
+    for key in ("name", "encoder", "data", "import"):
+        if key in top:
+            field = "source" if key == "import" else key
+            own[field] = Path(_text(top[key], path)) if key in ("encoder", "data") else _text(top[key], path)
+        elif key != "import" and not like:
+            _needed(top, key, root, path)
+    if "prepare" in top:
+        own["prepare"] = _words(top["prepare"], path)
+    if "columns" in top:
+        own["columns"] = tuple(_columns(top["columns"], path))
+    options = read_stage(top["options"], path) if "options" in top else {}
+    for key in ("pre_finetuning", "fine_tuning"):
+        own[key] = merged(like.get(key, {}), options, read_stage(top[key], path) if key in top else {})
+    return Model(**{"source": None, "prepare": (), "columns": ()} | like | own)
 
 
 def merged(*stages: Stage) -> Stage:
@@ -187,6 +190,10 @@ def _start(name: str, node: yaml.Node, path: Path) -> Start:
     )
 
 
+def _variant(name: str, node: yaml.Node, path: Path) -> Stage:
+    return read_stage(node, path)
+
+
 def _columns(node: yaml.Node, path: Path) -> Iterator[Column]:
     """``group: [dataset, {label: L, datasets: [...]}, ...]``."""
     for group, members in _mapping(node, path).items():
@@ -210,7 +217,7 @@ def _mapping(node: yaml.Node | None, path: Path, known: Iterable[str] | None = N
     return {key: value for key, _, value in items(node, path, known)}
 
 
-def _needed(values: dict[str, yaml.Node], key: str, node: yaml.Node, path: Path) -> yaml.Node:
+def _needed(values: dict[str, Any], key: str, node: yaml.Node, path: Path) -> Any:
     if key not in values:
         raise MuppetError(f"{place(path, node)}: {key!r} is missing")
     return values[key]
@@ -269,6 +276,7 @@ def _datasets(node: yaml.Node, path: Path) -> dict[str, Stage]:
 #: what a stage knows besides fairseq-train's options, and what reads it
 STAGE_KEYS: dict[str, Callable[[yaml.Node, Path], Any]] = {
     # either stage
+    "sub-batches": _count,  # of an update, whatever the number of workers
     "updates": _count,  # how many; instead of epochs
     "epochs": _count,
     "warmup": _share,  # of the updates
@@ -276,7 +284,6 @@ STAGE_KEYS: dict[str, Callable[[yaml.Node, Path], Any]] = {
     # pre-finetuning
     "suite": _file,
     "own-heads": _flag,  # one for each dataset, also in the families that share one
-    "sub-batches": _count,  # of an update, whatever the number of workers
     "workers": _workers,  # GPUs, or processes on CPUs; all: as many as there are
     # fine-tuning
     "train": _words,  # one run on these datasets is judged on all columns; else one run on each column's dataset
@@ -285,6 +292,7 @@ STAGE_KEYS: dict[str, Callable[[yaml.Node, Path], Any]] = {
     "examples": _examples,  # of each training set, as many or such a share, drawn anew for each seed
     "reuse-heads": _flag,  # of the pre-finetuned model
     "grid": _grid,  # option: values
+    "split": _text,  # what it is judged on; default: valid
     "generation": _texts_by_name,  # options of 'muppet evaluate'
     "datasets": _datasets,  # settings for single datasets
 }

@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# Pre-finetune BART-Large on all 46 datasets, with R3F. Every hyper-parameter and its origin: examples/models/bart_large.yaml
+exec "$(dirname "${BASH_SOURCE[0]}")/pre_finetune.sh" bart_large "$@"

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=muppet
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=32
+#SBATCH --time=4-00:00:00
+#SBATCH --requeue
+# Pre-finetune on 1 to 8 nodes: sbatch --nodes 4 examples/pre_finetuning/slurm.sh roberta_large [options of 'muppet study']
+# Submit it from the project's folder, with the encoder and the data there, on a file system that all nodes have. An
+# update has 64 sub-batches on any number of GPUs. A job that is put back into the queue goes on where it was.
+set -euo pipefail
+nodes=${SLURM_JOB_NUM_NODES:?submit this with sbatch}
+gpus=${SLURM_GPUS_ON_NODE:-8}
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+rendezvous="--rdzv-backend c10d --rdzv-endpoint $first:${PORT:-29500} --rdzv-id $SLURM_JOB_ID"
+exec "${SLURM_SUBMIT_DIR:-.}/examples/pre_finetuning/pre_finetune.sh" "$1" --workers $((nodes * gpus)) \
+    --launcher "srun torchrun --nnodes $nodes --nproc-per-node $gpus $rendezvous --no-python" "${@:2}"
