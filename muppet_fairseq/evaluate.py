@@ -32,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="valid", help="a split that is not trained on (default: valid)")
     parser.add_argument("--predictions", type=Path, metavar="DIR", help="write DIR/<dataset>.<split>.jsonl")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--example-scores",
+        action="store_true",
+        help="with --json: each example's contribution to its dataset's metric, for paired tests of two models",
+    )
     parser.add_argument("--max-tokens", type=int, metavar="N", help="padded tokens x rows of a batch")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     search = parser.add_argument_group("generation (family summarization), as in fairseq's generator")
@@ -42,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate and print; the dataset's own metric comes first."""
+    if args.example_scores and not args.json:
+        raise MuppetError("--example-scores does not fit into the table; give --json, too")
     results = evaluate(args)
     if args.json:
         print(json.dumps(results))
@@ -58,7 +65,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate ``args.checkpoint``; see :func:`add_arguments`.
 
     Returns:
-        ``results``, for each dataset its ``metrics`` (0 to 1; correlations from -1), and what made them.
+        ``results``, for each dataset its ``metrics`` (0 to 1; correlations from -1) and, if asked for, its
+        ``example_scores`` (:meth:`Family.example_scores`, in the order of the predictions), and what made them.
 
     Raises:
         MuppetError: the checkpoint, the data or an option cannot be used.
@@ -97,14 +105,15 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             lines = ({"id": example["id"], **prediction, "gold": example[family.gold]} for prediction, example in both)
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             write_text(args.predictions / f"{spec.name}.{args.split}.jsonl", text)
-        results.append(
-            {
-                "dataset": spec.name,
-                "family": spec.family,
-                "examples": len(examples),
-                "metrics": _metrics(predictions, examples, spec, split),
-            }
-        )
+        result = {
+            "dataset": spec.name,
+            "family": spec.family,
+            "examples": len(examples),
+            "metrics": _metrics(predictions, examples, spec, split),
+        }
+        if args.example_scores:
+            result["example_scores"] = family.example_scores(predictions, examples, spec)
+        results.append(result)
     return {
         "checkpoint": str(args.checkpoint),
         "data": str(args.data),

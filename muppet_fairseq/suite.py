@@ -8,13 +8,18 @@ A suite file is a list. An entry is a dataset's name, or a mapping with override
       partition: 2        # another draw (default 1)
       head: yes_no        # share a head with other datasets that name it
       metric: accuracy
+    - name: snli
+      examples: 2.5%      # or on this share of its training examples, rounded, at least one
+
+Draws of one partition are nested: a larger one has all examples of a smaller one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +36,39 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 @dataclass(frozen=True)
 class SuiteEntry:
-    """One line of a suite: a name, its overrides, and where it stands (``file, line n``) for errors."""
+    """One line of a suite: a name, its overrides, and where it stands (``file, line n``) for errors.
+
+    ``examples`` is a number of training examples, or as a fraction the share of them all.
+    """
 
     name: str
     where: str
-    examples: int | None = None
+    examples: int | Fraction | None = None
     partition: int = 1
     head: str | None = None
     metric: str | None = None
 
 
-_OVERRIDES: dict[str, type] = {"name": str, "examples": int, "partition": int, "head": str, "metric": str}
+def _number(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"[1-9][0-9]*", text) else None
+
+
+def _number_or_share(text: str) -> int | Fraction | None:
+    if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,9})?%", text):
+        return _number(text)
+    share = Fraction(text[:-1]) / 100
+    return share if 0 < share <= 1 else None
+
+
+_WORD = (str, "a word")
+#: what reads an override's text (None: it is none), and what that text should be
+_OVERRIDES: dict[str, tuple[Callable[[str], Any], str]] = {
+    "name": _WORD,
+    "examples": (_number_or_share, "a positive whole number, or a share above 0% and up to 100%"),
+    "partition": (_number, "a positive whole number"),
+    "head": _WORD,
+    "metric": _WORD,
+}
 
 
 class Suite:
@@ -88,12 +115,10 @@ def _entry(node: yaml.Node, path: Path) -> SuiteEntry:
         raise MuppetError(f"{where}: an entry is a dataset's name or a mapping with 'name'")
     values: dict[str, Any] = {}
     for key, line, value_node in items(node, path, _OVERRIDES):
-        kind = _OVERRIDES[key]
-        is_scalar = isinstance(value_node, yaml.ScalarNode)
-        if not is_scalar or (kind is int and not re.fullmatch(r"[1-9][0-9]*", value_node.value)):
-            wanted = "a positive whole number" if kind is int else "a word"
+        read, wanted = _OVERRIDES[key]
+        values[key] = read(value_node.value) if isinstance(value_node, yaml.ScalarNode) else None
+        if values[key] is None:
             raise MuppetError(f"{line}: {key!r} takes {wanted}")
-        values[key] = kind(value_node.value)
     if "name" not in values:
         raise MuppetError(f"{where}: this entry has no 'name'")
     return SuiteEntry(where=where, **values)
@@ -133,6 +158,15 @@ def _spec(entry: SuiteEntry, data: Path) -> DatasetSpec:
         labels=tuple(map(str, meta["labels"])),
         num_inputs=meta["num_inputs"],
         head=entry.head,
-        examples=entry.examples,
+        examples=_num_examples(entry, meta),
         partition=entry.partition,
     )
+
+
+def _num_examples(entry: SuiteEntry, meta: dict[str, Any]) -> int | None:
+    """How many training examples the entry asks for; None: all."""
+    if not isinstance(entry.examples, Fraction):
+        return entry.examples
+    # data that are only evaluated on may have none
+    there = meta["splits"]["train"]["examples"] if "train" in meta["splits"] else 0
+    return max(1, round(entry.examples * there))

@@ -583,6 +583,7 @@ KNOWN = "known are name, examples, partition, head, metric"
         ("- name: animals\n  examples: many", 2, "'examples' takes a positive whole number"),
         ("- name: animals\n  examples: 0", 2, "'examples' takes a positive whole number"),
         ("- name: animals\n  examples: 1.5", 2, "'examples' takes a positive whole number"),
+        ("- name: animals\n  partition: 10%", 2, "'partition' takes a positive whole number"),
         ("- name: animals\n  partition: -1", 2, "'partition' takes a positive whole number"),
         ("- name: animals\n  partition: [1]", 2, "'partition' takes a positive whole number"),
         ("- name: animals\n  head: [a]", 2, "'head' takes a word"),
@@ -608,6 +609,17 @@ def test_a_suite_that_is_none(data, tmp_path, text, line, problem):
     path.write_text(text, errors="surrogateescape")
     place = f"{path}, line {line}" if line else str(path)
     assert sentence(planned, data, path).startswith(f"{place}: {problem}")
+
+
+SHARES = ("0%", "0.0%", "100.1%", "101%", "9999%", "-5%", "1,5%", ".5%", "5 %", "'%'", "10%%", "[5%]")
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_a_share_that_is_none(data, tmp_path, share):
+    path = tmp_path / "suite.yaml"
+    path.write_text(f"- pairs\n- name: animals\n  examples: {share}\n")
+    wanted = "a positive whole number, or a share above 0% and up to 100%"
+    assert sentence(planned, data, path) == f"{path}, line 3: 'examples' takes {wanted}"
 
 
 def test_a_dataset_twice(data, tmp_path):

@@ -173,6 +173,51 @@ def test_metrics_that_training_was_given_are_the_default(models, tmp_path):
     assert list(named["counts"]) == ["pearson", "spearman"]
 
 
+# -- scores of examples -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_example_scores_are_in_the_order_of_the_predictions(models, outcome, name):
+    """Of a mean, each is its prediction's own value; of F1 and Pearson's, what leaving it out changes."""
+    from rouge_score.rouge_scorer import RougeScorer
+    from scipy.stats import pearsonr
+    from sklearn.metrics import f1_score
+
+    results, folder = outcome[name]
+    assert all("example_scores" not in result for result in results["results"])
+    with_scores = evaluated(models.checkpoint(name), models.data, "--example-scores", *SEARCH_OPTIONS)
+    assert with_scores["metrics"] == results["metrics"]
+    scores = {result["dataset"]: result["example_scores"] for result in with_scores["results"]}
+    assert list(scores) == list(SUITES[name])
+    assert scores["pairs"] == [float(line["label"] == line["gold"]) for line in lines(folder, "pairs")]
+    assert scores["choices"] == [float(line["choice"] == line["gold"]) for line in lines(folder, "choices")]
+    assert len(set(scores["pairs"])) == 2
+    for dataset in {"pairs", "choices", "spans", "summaries"} & set(scores):
+        assert np.mean(scores[dataset]) == pytest.approx(next(iter(results["metrics"][dataset].values())))
+    if name == "bart":
+        scorer = RougeScorer(["rouge1"], use_stemmer=True)
+        rouge = [scorer.score(line["gold"], line["text"])["rouge1"].fmeasure for line in lines(folder, "summaries")]
+        assert scores["summaries"] == pytest.approx(rouge)
+
+    def left_out(metric: Any, *sides: list) -> list[float]:
+        without = [metric(*(np.delete(side, place) for side in sides)) for place in range(24)]
+        return [24 * metric(*sides) - 23 * value for value in without]
+
+    gold, predicted = classified(lines(folder, "animals"), ("0", "1"))
+    assert scores["animals"] == pytest.approx(left_out(f1_score, gold, predicted))
+    x, y = ([line[key] for line in lines(folder, "counts")] for key in ("value", "gold"))
+    assert scores["counts"] == pytest.approx(left_out(lambda *both: pearsonr(*both).statistic, x, y), abs=1e-6)
+
+
+def test_the_command_prints_example_scores_as_json_only(models, capsys):
+    command = ["evaluate", str(models.checkpoint("roberta")), str(models.data), "--datasets", "animals,spans"]
+    cli.main([*command, "--json", "--example-scores"])
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert [len(result["example_scores"]) for result in results] == [24, 24]
+    said = sentence(cli.main, [*command, "--example-scores"])
+    assert said == "--example-scores does not fit into the table; give --json, too"
+
+
 # -- predictions --------------------------------------------------------------------------------------
 
 

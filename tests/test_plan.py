@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -11,11 +12,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from muppet_fairseq import cli
 from muppet_fairseq.data.multitask import MultitaskDataset
 from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.suite import Suite
 from muppet_fairseq.tasks.muppet import MuppetTask
 from tests.toy_suite import NAMES, ROOT, open_task
 
@@ -117,6 +120,34 @@ def test_sampling_overrides_and_batch_size(data, tmp_path, capsys):
     counts = {"animals": 40**0.5, "pairs": 61**0.5}
     expected = {name: count / sum(counts.values()) for name, count in counts.items()}
     assert json.loads(capsys.readouterr().out)["share"] == pytest.approx(expected, abs=1 / 101)
+
+
+@pytest.mark.parametrize(
+    ("share", "animals", "pairs"),
+    [("10%", 15, 6), ("2.5%", 4, 2), ("0.001%", 1, 1), ("99.9%", 150, 61), ("100%", 150, 61), ("100.0%", 150, 61)],
+)
+def test_a_share_of_the_examples(data, tmp_path, capsys, share, animals, pairs):
+    """It is of the dataset's 150 and 61 training examples, rounded, and at least one."""
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(f"- {{name: animals, examples: {share}}}\n- {{name: pairs, examples: {share}}}\n")
+    cli.main([*arguments(data, suite, max_tokens=128), "--json"])
+    assert json.loads(capsys.readouterr().out)["examples"] == animals + pairs
+    assert [spec.examples for spec in Suite.load(suite).specs(data)] == [animals, pairs]
+
+
+@pytest.mark.parametrize("name", ["animals", "spans"])
+def test_draws_of_one_partition_are_nested(data, tmp_path, name):
+    """Of windows, too: an example is drawn with all of its own."""
+    suite, drawn = tmp_path / "suite.yaml", []
+    for share in ("5%", "20%", "65%", "100%"):
+        suite.write_text(f"- {{name: {name}, examples: {share}, partition: 3}}\n")
+        task = open_task(data, suite)
+        task.load_dataset("train")
+        (dataset,), (subset,) = task.datasets["train"].datasets, task.datasets["train"].subsets
+        drawn.append(set(dataset.example_of[subset]))
+        assert np.array_equal(subset, np.flatnonzero(np.isin(dataset.example_of, list(drawn[-1]))))
+        assert len(drawn[-1]) == task.specs[0].examples
+    assert all(smaller < larger for smaller, larger in itertools.pairwise(drawn))
 
 
 def test_the_table(data, capsys):

@@ -6,7 +6,7 @@ A family is one file beside this one. It says, for one kind of supervised task, 
 (:meth:`Family.loss`), over how many predictions that loss ranges (:meth:`Family.num_predictions`, the
 ``n(i)`` of MUPPET's Eq. 1), how success is counted while training (:meth:`Family.statistics`,
 :meth:`Family.metrics`), and what is predicted and how that is judged afterwards (:meth:`Family.predict`,
-:meth:`Family.evaluate`).
+:meth:`Family.evaluate`, :meth:`Family.example_scores`).
 """
 
 from __future__ import annotations
@@ -254,3 +254,14 @@ class Family(ABC):
         self, predictions: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]], spec: DatasetSpec
     ) -> dict[str, float]:
         """Judge predictions (:meth:`predict`) of raw examples by the dataset's metric, which comes first."""
+
+    def example_scores(
+        self, predictions: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]], spec: DatasetSpec
+    ) -> list[float]:
+        """Return what each example contributes to the first metric of :meth:`evaluate`, ``[examples]``.
+
+        These are the jackknife's :func:`~muppet_fairseq.metrics.jackknife.pseudo_values`. Of a mean over examples they
+        are the examples' own values, which is what this method returns; a family with other metrics overrides it.
+        """
+        single = (self.evaluate([p], [e], spec) for p, e in zip(predictions, examples, strict=True))
+        return [next(iter(metrics.values())) for metrics in single]

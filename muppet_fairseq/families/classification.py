@@ -1,7 +1,9 @@
 """Classification: a sentence or a pair of sentences and one of C classes; one head per dataset (§3.5).
 
 The metric ``multirc`` is SuperGLUE's for MultiRC, whose examples are candidate answers and name their question in
-``question``: F1 of the right answers, and the share of questions all of whose answers are judged right.
+``question``: F1 of the right answers, and the share of questions all of whose answers are judged right. The F1 is over
+answers, so its example scores are of answers, too. Those of one question depend on each other: for a test, add them up
+by question.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from torch.nn import functional as F
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families.base import Family, FamilyDataset, Layout, Sample, no_text
 from muppet_fairseq.metrics.confusion import CONFUSION_METRICS, f1
+from muppet_fairseq.metrics.jackknife import pseudo_values
 from muppet_fairseq.metrics.multirc import question_exact_match
 from muppet_fairseq.models.heads import SentenceHead
 
@@ -151,20 +154,48 @@ class Classification(Family):
     def evaluate(
         self, predictions: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]], spec: DatasetSpec
     ) -> dict[str, float]:
-        classes = len(spec.labels)
-        confusion = np.zeros((classes, classes), dtype=np.int64)
-        for prediction, example in zip(predictions, examples, strict=True):
-            confusion[spec.labels.index(example["label"]), spec.labels.index(prediction["label"])] += 1
-        metrics = _confusion_metrics(confusion, spec)
+        metrics = _confusion_metrics(_confusion(_cells(predictions, examples, spec), spec), spec)
         if spec.metric == "multirc":
             right = [p["label"] == e["label"] for p, e in zip(predictions, examples, strict=True)]
             metrics["em"] = question_exact_match([example["question"] for example in examples], right)
         return metrics
 
+    def example_scores(
+        self, predictions: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]], spec: DatasetSpec
+    ) -> list[float]:
+        """All examples of a cell of the confusion counts have the same score."""
+        if spec.metric == "accuracy":  # a mean: 0 and 1 without rounding
+            return super().example_scores(predictions, examples, spec)
+        _, metric = _main_metric(spec)
+        cells = _cells(predictions, examples, spec)
+        confusion = _confusion(cells, spec)
+        whole = metric(confusion)
+        distinct, place = np.unique(cells, return_inverse=True)
+        without = []
+        for cell in distinct:
+            confusion.flat[cell] -= 1
+            without.append(metric(confusion))
+            confusion.flat[cell] += 1
+        return pseudo_values(whole, np.array(without)[place])
+
+
+def _cells(predictions: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]], spec: DatasetSpec) -> list[int]:
+    """The entry of the flat confusion counts (:meth:`Classification.statistics`) that each example is counted in."""
+    number = spec.labels.index
+    both = zip(predictions, examples, strict=True)
+    return [number(example["label"]) * len(spec.labels) + number(prediction["label"]) for prediction, example in both]
+
+
+def _confusion(cells: Sequence[int], spec: DatasetSpec) -> np.ndarray:
+    classes = len(spec.labels)
+    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
+
+
+def _main_metric(spec: DatasetSpec) -> tuple[str, Callable[[np.ndarray], float]]:
+    """The first metric's name, and what computes it from confusion counts."""
+    return ("f1a", f1) if spec.metric == "multirc" else (spec.metric, CONFUSION_METRICS[spec.metric])
+
 
 def _confusion_metrics(confusion: np.ndarray, spec: DatasetSpec) -> dict[str, float]:
-    if spec.metric == "multirc":
-        main = {"f1a": f1(confusion)}
-    else:
-        main = {spec.metric: CONFUSION_METRICS[spec.metric](confusion)}
-    return main | {"accuracy": CONFUSION_METRICS["accuracy"](confusion)}
+    name, metric = _main_metric(spec)
+    return {name: metric(confusion)} | {"accuracy": CONFUSION_METRICS["accuracy"](confusion)}

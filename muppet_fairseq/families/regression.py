@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from muppet_fairseq.families.base import Family, Layout, Sample
 from muppet_fairseq.families.classification import SentencePairDataset, encode_inputs, input_streams, inputs_fault
-from muppet_fairseq.metrics.correlation import pearson, spearman
+from muppet_fairseq.metrics.correlation import pearson, pearson_without_each, spearman, spearman_without_each
+from muppet_fairseq.metrics.jackknife import pseudo_values
 from muppet_fairseq.models.heads import SentenceHead
 
 if TYPE_CHECKING:
@@ -96,7 +97,23 @@ class Regression(Family):
     def evaluate(
         self, predictions: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]], spec: DatasetSpec
     ) -> dict[str, float]:
-        predicted = np.array([prediction["value"] for prediction in predictions])
-        gold = np.array([example["label"] for example in examples])
+        predicted, gold = _numbers(predictions, examples)
         values = {"pearson": pearson(predicted, gold), "spearman": spearman(predicted, gold)}
         return {name: values[name] for name in dict.fromkeys([spec.metric, *values])}
+
+    def example_scores(
+        self, predictions: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]], spec: DatasetSpec
+    ) -> list[float]:
+        """Spearman's take a time that grows with the square of the number of examples."""
+        predicted, gold = _numbers(predictions, examples)
+        if spec.metric == "spearman":
+            return pseudo_values(spearman(predicted, gold), spearman_without_each(predicted, gold))
+        return pseudo_values(pearson(predicted, gold), pearson_without_each(predicted, gold))
+
+
+def _numbers(
+    predictions: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted and gold numbers, each ``[n]``."""
+    predicted = np.array([prediction["value"] for prediction in predictions])
+    return predicted, np.array([example["label"] for example in examples])

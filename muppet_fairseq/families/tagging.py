@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families.base import Family, FamilyDataset, Layout, Sample, no_text, pad_rows
 from muppet_fairseq.metrics.brackets import bracket_counts
-from muppet_fairseq.metrics.chunks import chunk_counts, tag_parts
+from muppet_fairseq.metrics.chunks import chunk_counts, chunk_starts, tag_parts
+from muppet_fairseq.metrics.jackknife import pseudo_values
 from muppet_fairseq.models.heads import TokenHead
 from muppet_fairseq.r3f import symmetric_kl
 from muppet_fairseq.trees import NO_LABEL, Tree
@@ -177,7 +178,7 @@ class Tagging(Family):
         """
         if "examples" in sample:
             counts = _counts(_tags(logits, sample, spec), sample["examples"], spec)
-            return torch.tensor(counts, device=logits.device)
+            return torch.tensor(counts.sum(axis=0), device=logits.device)
         target, predicted = sample["target"], logits.argmax(dim=2)
         is_read = sample["starts"] > 0
         right = (is_read & (predicted == target)).sum()
@@ -219,7 +220,21 @@ class Tagging(Family):
         self, predictions: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]], spec: DatasetSpec
     ) -> dict[str, float]:
         counts = _counts([prediction["tags"] for prediction in predictions], examples, spec)
-        return {spec.metric: 0.0} | self.metrics(np.array(counts), spec)
+        return self._all_metrics(counts.sum(axis=0), spec)
+
+    def example_scores(
+        self, predictions: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]], spec: DatasetSpec
+    ) -> list[float]:
+        counts = _counts([prediction["tags"] for prediction in predictions], examples, spec)
+        total = counts.sum(axis=0)
+        whole = self._all_metrics(total, spec)[spec.metric]
+        if len(counts) == 1:  # without it there is nothing to judge
+            return [whole]
+        return pseudo_values(whole, np.array([self._all_metrics(total - own, spec)[spec.metric] for own in counts]))
+
+    def _all_metrics(self, counts: np.ndarray, spec: DatasetSpec) -> dict[str, float]:
+        """:meth:`metrics`, and 0 for the F1 of constituents where there are none."""
+        return {spec.metric: 0.0} | self.metrics(counts, spec)
 
 
 def first_tokens(encoding: Encoding, words: Sequence[str]) -> np.ndarray:
@@ -260,20 +275,24 @@ def _tags(logits: Tensor, sample: Sample, spec: DatasetSpec) -> list[list[str]]:
     return [[names[tag] for tag in tags[:count]] for tags, count in zip(predicted, counts, strict=True)]
 
 
-def _counts(tags: Sequence[Sequence[str]], examples: Sequence[dict[str, Any]], spec: DatasetSpec) -> list[int]:
-    """What :meth:`Tagging.statistics` returns, of tags by name."""
+def _counts(tags: Sequence[Sequence[str]], examples: Sequence[dict[str, Any]], spec: DatasetSpec) -> np.ndarray:
+    """What :meth:`Tagging.statistics` adds up, of tags by name, int64 ``[examples, num_statistics]``."""
     pairs = [(ours, example["tags"]) for ours, example in zip(tags, examples, strict=True)]
-    right = sum(own == gold for ours, golds in pairs for own, gold in zip(ours, golds, strict=True))
-    counts = [right, sum(len(golds) for _, golds in pairs)]
+    right = [sum(own == gold for own, gold in zip(ours, golds, strict=True)) for ours, golds in pairs]
+    sizes = np.array([len(golds) for _, golds in pairs])
+    words = np.stack([right, sizes], axis=1)
     if spec.metric == "accuracy":
-        return counts
+        return words
     if spec.metric == "chunk_f1":
         # one long sentence: the word between two is in no chunk
         ours, golds = ([tag for one in side for tag in (*one, "O")] for side in zip(*pairs, strict=True))
         both = tag_parts([*golds, *ours]).reshape(2, 1, -1, 2)
-        return counts + chunk_counts(gold=both[0], predicted=both[1]).tolist()
-    spans = [bracket_counts(*_trees(ours, example, spec)) for ours, example in zip(tags, examples, strict=True)]
-    return counts + [sum(column) for column in zip(*spans, strict=True)]
+        starts = chunk_starts(gold=both[0], predicted=both[1])[:, 0].numpy()
+        ends = np.cumsum(sizes + 1)
+        spans = np.add.reduceat(starts, ends - sizes - 1, axis=1, dtype=np.int64).T
+    else:
+        spans = [bracket_counts(*_trees(ours, example, spec)) for ours, example in zip(tags, examples, strict=True)]
+    return np.hstack([words, spans])
 
 
 def _trees(tags: Sequence[str], example: dict[str, Any], spec: DatasetSpec) -> tuple[Tree, Tree]:

@@ -29,11 +29,16 @@ def tag_parts(tags: Sequence[str]) -> Tensor:
 
 
 def chunk_counts(gold: Tensor, predicted: Tensor) -> Tensor:
-    """Return the numbers of right, predicted and gold chunks, ``[3]``, of tags as :func:`tag_parts`, each
-    ``[B, W, 2]``. Nothing here waits for the device."""
+    """Return the numbers of right, predicted and gold chunks, ``[3]``, of tags as for :func:`chunk_starts`."""
+    return chunk_starts(gold, predicted).flatten(1).sum(dim=1)
+
+
+def chunk_starts(gold: Tensor, predicted: Tensor) -> Tensor:
+    """Return whether a right, a predicted and a gold chunk starts at each word, bool ``[3, B, W]``, of tags as
+    :func:`tag_parts`, each ``[B, W, 2]``. Nothing here waits for the device."""
     (gold_starts, gold_last), (starts, last) = _bounds(gold), _bounds(predicted)
     right = gold_starts & starts & (gold[..., 1] == predicted[..., 1]) & (gold_last == last)
-    return torch.stack([right.sum(), starts.sum(), gold_starts.sum()])
+    return torch.stack([right, starts, gold_starts])
 
 
 def _bounds(parts: Tensor) -> tuple[Tensor, Tensor]:
