@@ -19,6 +19,7 @@ REQUIRES = [
     "tqdm>=4.60",  # progress
     "scipy>=1.11.2",  # correlations; the first with wheels for Python 3.12
     "matplotlib>=3.8",  # plots of reports and benchmarks
+    "markdown>=3.5",  # reports as HTML
     "tensorboardX>=2.6",  # fairseq's --tensorboard-logdir
     "rouge-score>=0.1.2",  # ROUGE of the summarization family
     "sentencepiece>=0.2",  # fairseq's --bpe sentencepiece

@@ -1,203 +1,742 @@
-"""``muppet report`` on made-up runs: its numbers are numpy's, and what is missing is said."""
+"""``muppet report`` on made-up studies: its numbers are numpy's and scipy's, and what is missing is said."""
 
 from __future__ import annotations
 
 import json
+import re
+import statistics
+from collections.abc import Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
 
 from muppet_fairseq import cli
 from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.report.compare import Comparison, holm, paired
+from muppet_fairseq.report.describe import describe
+from muppet_fairseq.report.page import html_page, page
+from muppet_fairseq.report.read import read_studies
+from muppet_fairseq.report.section import Section, sections
+from muppet_fairseq.report.tables import comparison_table, scores_tables
+from tests.study_runs import accuracy, column, fixed, start, write_run, write_study
 
-#: score of each seed by dataset and start; accuracies, but for ``quotes``
-SCORES = {
-    "riddles": {"base": {1: 0.5, 2: 0.52, 3: 0.45}, "pre_finetuned": {1: 0.61, 2: 0.58, 3: 0.7}},
-    "quotes": {"base": {1: 0.3, 2: 0.35, 3: 0.31}, "pre_finetuned": {1: 0.29, 2: 0.3, 3: 0.3}},
-    "fables": {"base": {1: 0.8, 2: 0.81, 3: 0.82}, "pre_finetuned": {1: 0.81, 2: 0.8, 3: 0.83}},
-}
-SEEN = {"riddles": False, "quotes": False, "fables": True}
-METRIC = {"riddles": "accuracy", "quotes": "macro_f1", "fables": "accuracy"}
-EXAMPLES = {"riddles": 400, "quotes": 150, "fables": 60}
-
-
-def valid_line(name: str, score: float, epoch: int = 3) -> str:
-    """A line as fairseq logs it: the family's keys, the metrics, the loss; the other numbers are no score."""
-    values: dict[str, Any] = {"epoch": epoch, "valid_loss": "0.97", "valid_score": str(score)}
-    values |= {f"valid_{METRIC[name]}": str(score), f"valid_{name}_loss": str(score)}
-    values |= {f"valid_{name}_{METRIC[name]}": str(score), f"valid_{name}_other": "0.01"}
-    values["valid_examples"] = str(EXAMPLES[name])
-    return f"2026-01-02 03:04:05 | INFO | valid | {json.dumps(values)}\n"
+GAIN = {"base": 0.0, "batch_homogeneous": 0.02, "batch_heterogeneous": 0.15}
 
 
-def write_run(runs: Path, name: str, start: str, seed: int, score: float, *, finished: bool = True) -> Path:
-    folder = runs / "fine_tuning" / name / start / str(seed)
-    folder.mkdir(parents=True)
-    log = "2026-01-02 03:04:05 | INFO | fairseq_cli.train | begin\n" + valid_line(name, 0.123, epoch=1)
-    (folder / "train.log").write_text(log + (valid_line(name, score) if finished else ""))
-    if finished:
-        described = {"dataset": name, "seen": SEEN[name], "examples": 100, "start": start, "seed": seed}
-        (folder / "run.json").write_text(json.dumps(described))
-    return folder
+def skill(name: str, variant: str | None, dataset: str, point: dict[str, Any], seed: int) -> float:
+    share = float(variant.rstrip("%")) / 400 if variant and variant.endswith("%") else 0
+    return 0.4 + GAIN.get(name, 0.1) + share + 0.03 * fixed(name, dataset, seed).standard_normal()
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    for name, starts in SCORES.items():
-        for start, seeds in starts.items():
-            for seed, score in seeds.items():
-                write_run(tmp_path, name, start, seed, score)
-    return tmp_path
+def section_of(*folders: Path) -> Section:
+    (only,) = sections(read_studies(folders))
+    return only
 
 
-def reported(runs: Path, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str]:
-    """``muppet report``: what it wrote as JSON, and its page."""
-    cli.main(["report", str(runs)])
-    page = (runs / "report.md").read_text()
-    assert page in capsys.readouterr().out
-    return json.loads((runs / "report.json").read_text()), page
+def rows_of(table: str) -> list[list[str]]:
+    """Cells of a Markdown table, the line below its header left out."""
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table.splitlines()]
+    assert all(re.fullmatch("---:?", cell) for cell in rows[1])
+    return [rows[0], *rows[2:]]
 
 
-def of(name: str, start: str, *seeds: int) -> np.ndarray:
-    return 100 * np.array([SCORES[name][start][seed] for seed in seeds or (1, 2, 3)])
+def run_json(runs: Path, tuning: dict[str, Any]) -> dict[str, Any]:
+    return json.loads((runs / tuning["run"] / "run.json").read_text())
 
 
-def gain_of(name: str, *seeds: int) -> float:
-    return float(of(name, "pre_finetuned", *seeds).mean() - of(name, "base", *seeds).mean())
+def tunings(study: dict[str, Any], begin: str, dataset: str) -> list[dict[str, Any]]:
+    return [t for t in study["fine_tunings"] if t["start"] == begin and dataset in t["datasets"]]
 
 
-def cells(page: str) -> dict[str, list[str]]:
-    """Rows of the table by dataset, in their order."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
-    return {row[0]: row[1:] for row in rows[2:]}
+def scores_of(runs: Path, study: dict[str, Any], begin: str, dataset: str) -> list[float]:
+    """Percent, by seed."""
+    found = [run_json(runs, t)["results"][dataset]["metrics"]["accuracy"] for t in tunings(study, begin, dataset)]
+    return [100 * score for score in found]
 
 
-def test_means_gains_and_spreads_are_numpys(runs, capsys):
-    described, page = reported(runs, capsys)
-    assert list(described["datasets"]) == ["quotes", "riddles", "fables"]  # kept out, then seen
-    for name, values in described["datasets"].items():
-        assert values["base"] == pytest.approx(of(name, "base"))
-        assert values["pre_finetuned"] == pytest.approx(of(name, "pre_finetuned"))
-        assert values["gain"] == pytest.approx(gain_of(name), abs=5e-4)
-        assert (values["seen"], values["metric"], values["seeds"]) == (SEEN[name], METRIC[name], [1, 2, 3])
-        assert values["test_examples"] == EXAMPLES[name]
-    assert described["mean_gain"] == pytest.approx(np.mean([gain_of(name) for name in SCORES]), abs=5e-4)
-    assert described["mean_gain_seen"] == pytest.approx(gain_of("fables"), abs=5e-4)
-    assert described["mean_gain_kept_out"] == pytest.approx((gain_of("quotes") + gain_of("riddles")) / 2, abs=5e-4)
-    assert described["missing"] == []
-    assert described["pre_finetuning"] is None
-
-    table = cells(page)
-    assert list(table) == ["quotes", "riddles", "fables"]
-    for name, (seen, metric, base, tuned, gain, allows) in table.items():
-        assert (seen, metric) == ("seen" if SEEN[name] else "kept out", METRIC[name])
-        for start, shown in (("base", base), ("pre_finetuned", tuned)):
-            assert shown == f"{of(name, start).mean():.1f} ± {of(name, start).std(ddof=1):.1f}"
-        assert gain == f"{gain_of(name):+.1f}"
-        share = of(name, "base").mean() / 100
-        assert allows == f"± {196 * np.sqrt(share * (1 - share) / EXAMPLES[name]):.1f}"
+def examples_of(runs: Path, study: dict[str, Any], begin: str, dataset: str) -> np.ndarray:
+    """Percent ``[seeds, examples]``."""
+    found = [run_json(runs, t)["results"][dataset]["example_scores"] for t in tunings(study, begin, dataset)]
+    return 100 * np.array(found)
 
 
-def test_the_words_name_what_was_lost_and_what_is_within_the_noise(runs, capsys):
-    _, page = reported(runs, capsys)
-    mean = np.mean([gain_of(name) for name in SCORES])
-    assert f"gained {mean:+.1f} points on the average of 3 datasets; it gained on 2 of them." in page
-    assert f"It lost on quotes ({gain_of('quotes'):+.1f})." in page
-    assert "Too small for these test sets to tell from nothing: quotes, fables." in page
-    assert "Mean and standard deviation over 3 seeds" in page
-    assert "Missing" not in page
+def comparison(section: Section, begin: str, column: str) -> Comparison:
+    (found,) = [c for c in section.comparisons if (c.start.name, c.column) == (begin, column)]
+    return found
 
 
-def test_the_plot_is_written(runs, capsys):
-    reported(runs, capsys)
-    plot = (runs / "gains.png").read_bytes()
-    assert plot.startswith(b"\x89PNG\r\n")
-    assert len(plot) > 5000
-    assert sorted(path.name for path in runs.iterdir()) == ["fine_tuning", "gains.png", "report.json", "report.md"]
+def fail(runs: Path, tuning: dict[str, Any], reason: str = "out of memory") -> None:
+    write_run(runs, tuning["run"], state="failed", reason=reason, training=None, results=None)
 
 
-def test_runs_that_are_missing_are_left_out_and_named(runs, capsys):
-    """A seed from one start only, a run that did not finish, a dataset from one start only: none is averaged."""
-    (runs / "fine_tuning/riddles/pre_finetuned/3/run.json").unlink()
-    write_run(runs, "fables", "base", 10, 0.99)
-    write_run(runs, "fables", "pre_finetuned", 10, 0.01, finished=False)
-    write_run(runs, "quotes", "pre_finetuned", 10, 0.01)
-    for seed in (1, 2, 3):
-        (runs / f"fine_tuning/quotes/base/{seed}/run.json").unlink()
-    (runs / "fine_tuning/riddles/base/notes").mkdir()
-    described, page = reported(runs, capsys)
-    assert described["missing"] == [
-        "fables/pre_finetuned/10",
-        *(f"quotes/base/{seed}" for seed in (1, 2, 3, 10)),
-        *("riddles/base/10", "riddles/pre_finetuned/3", "riddles/pre_finetuned/10"),
+# numbers
+
+
+def test_the_table_has_means_spreads_and_differences(tmp_path):
+    study = write_study(tmp_path, skill)
+    header, *rows = rows_of(scores_tables(section_of(tmp_path))[0])
+    assert header == ["batching strategy", "Commonsense<br>PIQA", "SP<br>BoolQ", "mean"]
+    scores = {begin: [scores_of(tmp_path, study, begin, d) for d in ("piqa", "boolq")] for begin in GAIN}
+    for by_dataset in scores.values():
+        by_dataset.append([statistics.mean(pair) for pair in zip(*by_dataset, strict=True)])
+    plain_rows = [[re.sub("</?u>", "", cell) for cell in row] for row in rows]
+    means = {begin: [statistics.mean(seeds) for seeds in scores[begin]] for begin in GAIN}
+    expected = []
+    for begin in GAIN:
+        cells = [f"{statistics.mean(seeds):.1f} ± {statistics.stdev(seeds):.1f}" for seeds in scores[begin]]
+        expected.append([begin.replace("_", " "), *cells])
+        if begin != "base":
+            gains = [a - b for a, b in zip(means[begin], means["base"], strict=True)]
+            expected.append(["*difference*", *(f"{gain:+.1f}" for gain in gains)])
+    assert plain_rows == expected
+    assert [row for row in rows if "<u>" in "".join(row)] == [rows[3]]  # only batch heterogeneous is ever best
+    assert all(cell.startswith("<u>") for cell in rows[3][1:])
+
+
+def test_comparisons_are_scipys(tmp_path):
+    study = write_study(tmp_path, skill)
+    section = section_of(tmp_path)
+    assert [(c.start.name, c.column) for c in section.comparisons] == [
+        (begin, label) for begin in list(GAIN)[1:] for label in ("PIQA", "BoolQ", "mean")
     ]
-    assert f"Missing, so that no mean of the dataset has the seed: {', '.join(described['missing'])}." in page
-    assert list(described["datasets"]) == ["riddles", "fables"]
-    fables, riddles = described["datasets"]["fables"], described["datasets"]["riddles"]
-    assert (fables["seeds"], riddles["seeds"]) == ([1, 2, 3], [1, 2])
-    assert fables["base"] == pytest.approx(of("fables", "base"))
-    assert riddles["base"] == pytest.approx(of("riddles", "base", 1, 2))
-    assert riddles["gain"] == pytest.approx(gain_of("riddles", 1, 2), abs=5e-4)
-    assert described["mean_gain"] == pytest.approx((gain_of("fables") + gain_of("riddles", 1, 2)) / 2, abs=5e-4)
-    spread = of("riddles", "base", 1, 2).std(ddof=1)
-    assert cells(page)["riddles"][2] == f"{of('riddles', 'base', 1, 2).mean():.1f} ± {spread:.1f}"
-    assert "over 2 or 3 seeds" in page
+    for begin in list(GAIN)[1:]:
+        for label in ("PIQA", "BoolQ"):
+            found = comparison(section, begin, label)
+            ours, base = (np.array(scores_of(tmp_path, study, name, label.lower())) for name in (begin, "base"))
+            by_example = [examples_of(tmp_path, study, name, label.lower()).mean(axis=0) for name in (begin, "base")]
+            for test, differences in (
+                (found.over_seeds, ours - base),
+                (found.over_examples, by_example[0] - by_example[1]),
+            ):
+                assert (test.low, test.high) == pytest.approx(
+                    stats.t.interval(0.95, len(differences) - 1, differences.mean(), stats.sem(differences))
+                )
+                assert test.p == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
+                assert (test.pairs, test.difference) == (len(differences), pytest.approx(differences.mean()))
+            assert found.difference == pytest.approx((ours - base).mean())
+        assert comparison(section, begin, "mean").over_examples is None
+        both = [np.mean([scores_of(tmp_path, study, n, d) for d in ("piqa", "boolq")], axis=0) for n in (begin, "base")]
+        assert comparison(section, begin, "mean").over_seeds.p == pytest.approx(stats.ttest_rel(*both).pvalue)
+    for kind in ("over_seeds", "over_examples"):
+        tests = [test for c in section.comparisons if (test := getattr(c, kind))]
+        assert [test.holm for test in tests] == holm([test.p for test in tests])
 
 
-def test_one_seed_has_no_spread(tmp_path, capsys):
-    for start in ("base", "pre_finetuned"):
-        write_run(tmp_path, "riddles", start, 7, SCORES["riddles"][start][1])
-    described, page = reported(tmp_path, capsys)
-    assert cells(page)["riddles"][2] == "50.0 ± 0.0"
-    assert "mean_gain_seen" not in described
+SCORES = st.lists(st.tuples(st.integers(0, 100), st.integers(0, 100)), min_size=2, max_size=30)
 
 
-def test_pre_finetuning_is_described(runs, capsys):
-    folder = runs / "pre_finetuning"
-    folder.mkdir()
-    line = '2026-01-02 03:04:05 | INFO | train | {"epoch": 1, "train_loss": "0.8125", "train_num_updates": "138"}\n'
-    folder.joinpath("train.log").write_text(
-        f"{line}2026-01-02 | INFO | fairseq_cli.train | done training in 321.5 seconds\n"
+@given(SCORES)
+def test_paired_is_students_test(pairs):
+    values, base = np.array(pairs, dtype=float).T
+    differences = values - base
+    found = paired(values, base)
+    if len(set(differences)) == 1:
+        assert found is None
+        return
+    n = len(differences)
+    t = differences.mean() / (differences.std(ddof=1) / np.sqrt(n))
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(t), n - 1))
+    half = stats.t.ppf(0.975, n - 1) * differences.std(ddof=1) / np.sqrt(n)
+    assert found.low == pytest.approx(differences.mean() - half, abs=1e-9)
+    assert found.high == pytest.approx(differences.mean() + half, abs=1e-9)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.5]) == [1, 1]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), max_size=12), st.floats(0.001, 0.999))
+def test_holm_rejects_what_the_steps_down_reject(p, level):
+    """Holm's procedure: go up the sorted p-values while p <= level / (number left)."""
+    rejected, left = set(), sorted(range(len(p)), key=lambda place: p[place])
+    while left and p[left[0]] * len(left) <= level:
+        rejected.add(left.pop(0))
+    assert {place for place, corrected in enumerate(holm(p)) if corrected <= level} == rejected
+
+
+def test_pooled_columns_weigh_by_test_examples(tmp_path):
+    columns = [column("ANLI", "anli_r1", "anli_r2")]
+    study = write_study(tmp_path, skill, columns=columns, seeds=(1, 2))
+    sizes = {"anli_r1": 30, "anli_r2": 70}
+    expected = {}
+    for tuning in study["fine_tunings"]:
+        right = {name: (fixed(tuning["run"], name).random(size) < 0.6).astype(float) for name, size in sizes.items()}
+        write_run(tmp_path, tuning["run"], results={name: accuracy(scores) for name, scores in right.items()})
+        expected[tuning["start"], tuning["seed"]] = np.concatenate(list(right.values()))
+    section = section_of(tmp_path)
+    cell = section.models[0].cells["base", None, "ANLI"]
+    assert cell.values([1, 2]) == pytest.approx([100 * expected["base", seed].mean() for seed in (1, 2)])
+    found = comparison(section, "batch_homogeneous", "ANLI")
+    ours, base = (
+        np.mean([expected[begin, seed] for seed in (1, 2)], axis=0) for begin in ("batch_homogeneous", "base")
     )
-    described, page = reported(runs, capsys)
-    assert described["pre_finetuning"] == {"updates": 138, "final_loss": 0.8125, "seconds": 321.5}
-    assert "Pre-finetuning: 138 updates in 32" in page
+    assert found.over_examples.p == pytest.approx(stats.ttest_rel(ours, base).pvalue)
+    assert "mean" not in rows_of(scores_tables(section)[0])[0]  # of one column
 
 
-def sentence(runs: Path) -> str:
+def test_metrics_that_cannot_be_pooled(tmp_path):
+    study = write_study(tmp_path, skill, columns=[column("both", "piqa", "squad")])
+    first = study["fine_tunings"][0]
+    results = run_json(tmp_path, first)["results"]
+    results["squad"]["metrics"] = {"f1": 0.5}
+    write_run(tmp_path, first["run"], results=results)
+    with pytest.raises(MuppetError, match=r"column 'both' pools piqa, squad, whose metrics differ \(accuracy, f1\)"):
+        _ = section_of(tmp_path).comparisons
+
+
+def test_metrics_that_papers_join(tmp_path):
+    study = write_study(tmp_path, skill, columns=[column("SQuAD"), column("XSum"), column("MRPC")], seeds=(1, 2))
+    metrics = {
+        "squad": [{"f1": 0.8, "em": 0.7}, {"f1": 0.9, "em": 0.74}],
+        "xsum": [{"rouge2": 0.1, "rouge1": 0.3, "rougeL": 0.2}, {"rouge2": 0.2, "rouge1": 0.4, "rougeL": 0.3}],
+        "mrpc": [{"f1": 0.8, "accuracy": 0.7}, {"f1": 0.8, "accuracy": 0.7}],
+    }
+    for tuning in study["fine_tunings"]:
+        results = run_json(tmp_path, tuning)["results"]
+        (name,) = results
+        results[name]["metrics"] = metrics[name][tuning["seed"] - 1]
+        write_run(tmp_path, tuning["run"], results=results)
+    section = section_of(tmp_path)
+    shown = rows_of(scores_tables(section)[0])
+    sds = {name: statistics.stdev(100 * next(iter(m.values())) for m in both) for name, both in metrics.items()}
+    # ties are all underlined
+    for row in (shown[1], shown[2], shown[4]):
+        assert row[1:4] == [
+            f"<u>72.0/85.0</u> ± {sds['squad']:.1f}",
+            f"<u>35.0/15.0/25.0</u> ± {sds['xsum']:.1f}",
+            "<u>80.0</u> ± 0.0",
+        ]
+    text = page([section])
+    assert "Metrics: em/f1 (SQuAD); rouge1/rouge2/rougeL (XSum); f1 (MRPC)." in text
+    assert "Of several, f1 and rouge2 counts" in text
+    assert comparison(section, "batch_homogeneous", "MRPC").over_seeds is None  # no spread
+
+
+# what is not there
+
+
+def test_missing_failed_and_unfinished_runs_are_said(tmp_path):
+    study = write_study(tmp_path, skill)
+    missing = tunings(study, "batch_homogeneous", "boolq")[2]
+    (tmp_path / missing["run"] / "run.json").unlink()
+    for tuning in tunings(study, "batch_heterogeneous", "boolq"):
+        fail(tmp_path, tuning)
+    unfinished = tunings(study, "base", "piqa")[0]
+    write_run(tmp_path, unfinished["run"], state="running", training=None, results=None)
+    section = section_of(tmp_path)
+    text = page([section])
+    assert "20 runs: 15 finished, 3 failed, 1 unfinished, 1 not started." in text
+    paths = ", ".join(tuning["run"] for tuning in tunings(study, "batch_heterogeneous", "boolq"))
+    assert f"- failed: out of memory: {paths}\n" in text
+    rows = {row[0]: row[1:] for row in rows_of(scores_tables(section)[0]) if row[0] != "*difference*"}
+    piqa = scores_of_finished(tmp_path, study, "base", "piqa", (2, 3))
+    assert rows["base"][0] == f"{np.mean(piqa):.1f} ± {np.std(piqa, ddof=1):.1f} (2 of 3 seeds)"
+    assert rows["base"][2].endswith(" (2 of 3 seeds)")
+    assert rows["batch homogeneous"][1].endswith(" (2 of 3 seeds)")
+    assert rows["batch heterogeneous"][1:] == ["failed", "failed"]
+
+    # compared over common seeds only
+    assert comparison(section, "batch_homogeneous", "PIQA").seeds == (2, 3)
+    assert comparison(section, "batch_homogeneous", "mean").seeds == (2,)
+    assert comparison(section, "batch_homogeneous", "mean").over_seeds is None
+    assert comparison(section, "batch_heterogeneous", "BoolQ").difference is None
+    ours = scores_of_finished(tmp_path, study, "batch_homogeneous", "piqa", (2, 3))
+    differences = np.array(ours) - piqa
+    assert comparison(section, "batch_homogeneous", "PIQA").over_seeds.p == pytest.approx(
+        stats.ttest_1samp(differences, 0).pvalue
+    )
+    compared = rows_of(comparison_table(section))
+    assert ["batch heterogeneous", "BoolQ", "no common seed", "", "", "", ""] in compared
+
+
+def scores_of_finished(
+    runs: Path, study: dict[str, Any], begin: str, dataset: str, seeds: Sequence[int]
+) -> list[float]:
+    chosen = [t for t in tunings(study, begin, dataset) if t["seed"] in seeds]
+    return [100 * run_json(runs, t)["results"][dataset]["metrics"]["accuracy"] for t in chosen]
+
+
+def test_nothing_has_started(tmp_path, capsys):
+    study = write_study(tmp_path, skill)
+    for path in [t["run"] for t in study["fine_tunings"]] + [s["run"] for s in study["starts"] if s["run"]]:
+        (tmp_path / path / "run.json").unlink()
+    cli.main(["report", str(tmp_path)])
+    assert "20 runs: 20 not started." in capsys.readouterr().out
+    text = (tmp_path / "report.md").read_text()
+    assert text.count("| missing | missing | missing |") == 3
+    assert "![" not in text
+    assert not (tmp_path / "figures").exists()
+
+
+def test_one_seed_has_no_spread_and_no_test_over_seeds(tmp_path):
+    write_study(tmp_path, skill, seeds=(7,))
+    section = section_of(tmp_path)
+    text = page([section])
+    assert "±" not in text
+    assert text.count("One seed") == 1
+    assert all(c.over_seeds is None for c in section.comparisons)
+    assert all(c.over_examples for c in section.comparisons if c.column != "mean")
+
+
+def test_different_numbers_of_test_examples(tmp_path):
+    study = write_study(tmp_path, skill)
+    write_run(tmp_path, tunings(study, "base", "piqa")[0]["run"], results={"piqa": accuracy(np.ones(5))})
+    section = section_of(tmp_path)
+    assert comparison(section, "batch_homogeneous", "PIQA").over_examples is None
+    assert comparison(section, "batch_homogeneous", "BoolQ").over_examples
+    text = page([section])
+    assert "No test over examples, because the runs have different numbers of test examples: PIQA." in text
+    assert text.count("Not tested: PIQA (") == 2
+
+
+def test_the_words_tell_gains_from_noise(tmp_path):
+    write_study(tmp_path, lambda name, *_: 0.9 if name == "batch_heterogeneous" else 0.4, examples=400)
+    section = section_of(tmp_path)
+    (sure, unsure) = (comparison(section, begin, "PIQA") for begin in ("batch_heterogeneous", "batch_homogeneous"))
+    assert sure.over_examples.holm < 0.05 < unsure.over_examples.holm
+    text = page([section])
+    mean = np.mean([comparison(section, "batch_heterogeneous", label).difference for label in ("PIQA", "BoolQ")])
+    assert (
+        f"- **batch heterogeneous**: {mean:+.1f} points on average, higher on 2 of 2. Beyond doubt: "
+        f"PIQA ({sure.difference:+.1f}); BoolQ (" in text
+    )
+    assert re.search(r"- \*\*batch homogeneous\*\*: .* In doubt: PIQA \(.*\); BoolQ \(.*\)\.\n", text)
+
+
+# hyper-parameters
+
+
+def of_points(tmp_path: Path, scores: dict[float, list[float | None]]) -> Section:
+    """A study of one dataset from the base with a learning rate's score for each seed; None: the run failed."""
+    grid = [{"lr": lr} for lr in scores]
+    study = write_study(
+        tmp_path, skill, starts=[start("base")], columns=[column("PIQA")], grid=grid, seeds=(1, 2, 3), examples=4
+    )
+    for tuning in study["fine_tunings"]:
+        score = scores[tuning["hyper_parameters"]["lr"]][tuning["seed"] - 1]
+        if score is None:
+            fail(tmp_path, tuning)
+        else:
+            write_run(tmp_path, tuning["run"], results={"piqa": accuracy(np.full(4, score))})
+    return section_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("scores", "chosen", "shown"),
+    [
+        ({0.1: [0.5, 0.5, 0.5], 0.2: [0.4, 0.7, 0.6], 0.3: [0.5, 0.5, 0.5]}, 0.2, "56.7 ± 15.3"),
+        ({0.1: [0.5, 0.5, 0.5], 0.2: [0.9, None, 0.9]}, 0.1, "50.0 ± 0.0"),  # more seeds before a better score
+        ({0.1: [0.2, 0.2, None], 0.2: [0.3, None, 0.5]}, 0.2, "40.0 ± 14.1 (2 of 3 seeds)"),
+        ({0.1: [0.5, 0.6, 0.7], 0.2: [0.7, 0.6, 0.5]}, 0.1, "60.0 ± 10.0"),  # the first of equals
+        ({0.1: [None, None, None], 0.2: [None, None, None]}, 0.1, "failed"),
+    ],
+)
+def test_the_chosen_point(tmp_path, scores, chosen, shown):
+    section = of_points(tmp_path, scores)
+    (choice,) = section.models[0].choices
+    assert choice.hyper_parameters == {"lr": chosen}
+    assert choice.points == len(scores)
+    assert choice.complete_points == sum(None not in by_seed for by_seed in scores.values())
+    assert rows_of(scores_tables(section)[0])[1] == ["base", shown]
+    text = page([section])
+    assert "chosen on the same examples that are reported, as in the paper" in text
+    assert "Every start has the same grid" in text
+
+
+def test_grids_that_differ_are_said(tmp_path):
+    study = write_study(tmp_path, skill, grid=[{"lr": 0.1}, {"lr": 0.2}])
+    (tmp_path / "studies/batching/study.json").write_text(
+        json.dumps(study | {"fine_tunings": study["fine_tunings"][1:]})
+    )
+    assert "Every start has the same grid" in page([section_of(tmp_path)])  # only a seed less
+    fewer = [t for t in study["fine_tunings"] if (t["start"], t["hyper_parameters"]["lr"]) != ("base", 0.1)]
+    (tmp_path / "studies/batching/study.json").write_text(json.dumps(study | {"fine_tunings": fewer}))
+    assert "The starts' grids are not the same" in page([section_of(tmp_path)])
+
+
+def test_one_point_needs_no_table(tmp_path):
+    write_study(tmp_path, skill)
+    text = page([section_of(tmp_path)])
+    assert "The same for every fine-tuning: lr 0.0001, adam-eps 1e-06, dropout 0.1." in text
+    assert "chosen on the same examples" not in text
+
+
+# kinds of studies
+
+
+SHARES = ["10%", "100%", "55%"]
+SCALE = [start("base"), start("n40", 40), start("n10", 10)]
+
+
+def test_variants_have_rows(tmp_path):
+    write_study(tmp_path, skill, columns=[column("A1"), column("A2")], variants=["S,M", "+F"], seeds=(1,))
+    header, *rows = rows_of(scores_tables(section_of(tmp_path))[0])
+    assert header[:2] == ["batching strategy", "training set"]
+    assert [row[:2] for row in rows[:6]] == [
+        *(["base", "S,M"], ["", "+F"]),
+        *(["batch homogeneous", "S,M"], ["", "*difference*"], ["", "+F"], ["", "*difference*"]),
+    ]
+
+
+def test_a_heat_map_has_a_table_for_each_dataset(tmp_path):
+    study = write_study(
+        tmp_path, skill, starts=SCALE, variants=SHARES, figure="heat_map", axis="datasets", seeds=(1,), examples=50
+    )
+    section = section_of(tmp_path)
+    tables = [text.partition("\n\n") for text in scores_tables(section)]
+    assert [name for name, _, _ in tables] == ["**PIQA**", "**BoolQ**", "**mean**"]
+    header, *rows = rows_of(tables[0][2])
+    assert header == ["datasets", "10%", "55%", "100%"]
+    assert [row[0] for row in rows] == ["base", "n40", "n10"]
+    for begin, row in zip(("base", "n40", "n10"), rows, strict=True):
+        by_variant = dict(
+            zip(
+                [t["variant"] for t in tunings(study, begin, "piqa")],
+                scores_of(tmp_path, study, begin, "piqa"),
+                strict=True,
+            )
+        )
+        assert [re.sub("</?u>", "", cell) for cell in row[1:]] == [f"{by_variant[v]:.1f}" for v in header[1:]]
+    for place in (1, 2, 3):  # the best of every share
+        best = max(re.sub("</?u>", "", row[place]) for row in rows)
+        assert [row[place] for row in rows if "<u>" in row[place]] == [
+            f"<u>{best}</u>" for row in rows if re.sub("</?u>", "", row[place]) == best
+        ]
+    assert len(section.comparisons) == 2 * 3 * 3
+    assert re.search(r"- \*\*n40\*\*: .* higher on \d of 6\.", page([section]))
+
+
+def test_several_models_share_a_table(tmp_path, capsys):
+    small, bart = tmp_path / "small", tmp_path / "bart"
+    columns = [column("MNLI", group="GLUE"), column("SQuAD", group="MRC"), column("RTE", group="GLUE")]
+    starts = [start("base"), start("MUPPET")]
+    write_study(small, skill, study="glue", starts=starts, columns=columns[:2])
+    write_study(bart, skill, study="glue", starts=starts, columns=columns, model="BART | small")
+    with pytest.raises(MuppetError, match="2 folders were given; say with --out where their report goes"):
+        cli.main(["report", str(small), str(bart)])
+    cli.main(["report", str(small), str(bart), "--out", str(tmp_path / "out")])
+    section = section_of(small, bart)
+    (table,) = scores_tables(section)
+    assert table in capsys.readouterr().out
+    header, *rows = rows_of(table)
+    assert header == ["model", "batching strategy", "GLUE<br>MNLI", "<br>RTE", "MRC<br>SQuAD", "mean"]
+    assert [row[:2] for row in rows] == [
+        *(["MiniLM", "base"], ["", "MUPPET"], ["", "*difference*"]),
+        *(["BART \\| small", "base"], ["", "MUPPET"], ["", "*difference*"]),
+    ]
+    for row in rows[:2]:
+        assert (row[3], row[5]) == ("-", "-")  # no RTE, so no mean to hold against the other model's
+    assert "-" not in rows[3] + rows[4]
+    assert [c.model for c in section.comparisons] == ["MiniLM"] * 3 + ["BART | small"] * 4
+    described = json.loads((tmp_path / "out/report.json").read_text())
+    assert [model["label"] for model in described["studies"]["glue"]["models"]] == ["MiniLM", "BART | small"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *("figures", "report.html", "report.json", "report.md"),
+    ]
+    assert sorted(path.name for path in small.iterdir()) == ["fine_tuning", "pre_finetuning", "studies"]
+
+
+def test_models_without_a_column_in_common(tmp_path):
+    write_study(tmp_path / "a", skill, columns=[column("PIQA")], seeds=(1,))
+    write_study(tmp_path / "b", skill, columns=[column("BoolQ")], seeds=(1,), model="BART")
+    header, base, *_ = rows_of(scores_tables(section_of(tmp_path / "a", tmp_path / "b"))[0])
+    assert header[2:] == ["PIQA", "BoolQ"]
+    assert base[3] == "-" != base[2]
+
+
+def test_scales_of_a_model_are_told_apart(tmp_path):
+    for scale in ("mini", "paper"):
+        write_study(tmp_path / scale, skill, scale=scale)
+    assert section_of(tmp_path / "mini", tmp_path / "paper").labels == ["MiniLM, mini", "MiniLM, paper"]
+
+
+# what is written
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the report of a study of each kind, not all of whose runs have finished."""
+    runs = tmp_path_factory.mktemp("runs")
+    study = write_study(runs, skill, title="Batching <b>*strategies*</b> | all", grid=[{"lr": 0.1}, {"lr": 0.2}])
+    for tuning in tunings(study, "batch_homogeneous", "boolq"):
+        fail(runs, tuning, "status 1: | <script> *x*\nlast line")
+    shared = {"starts": SCALE, "axis": "datasets", "seeds": (1, 2), "examples": 50}
+    scale = write_study(runs, skill, study="scale", title="Scale", figure="lines", **shared)
+    for tuning in tunings(scale, "n10", "piqa"):
+        (runs / tuning["run"] / "run.json").unlink()
+    low = write_study(
+        runs, skill, study="low", title="Low resource", figure="heat_map", variants=[*SHARES, "33%"], **shared
+    )
+    for tuning in tunings(low, "n10", "piqa")[:2]:
+        (runs / tuning["run"] / "run.json").unlink()
+    cli.main(["report", str(runs)])
+    return runs
+
+
+def tables_in(text: str) -> list[str]:
+    return re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
+
+
+def test_every_table_of_the_page_is_one(reported):
+    text = (reported / "report.md").read_text()
+    tables = tables_in(text)
+    # scores (a heat map has three), comparisons, hyper-parameters of the only grid, pre-finetuning
+    assert len(tables) == (1 + 1 + 3) + 3 + 1 + 3
+    for table in tables:
+        rows = rows_of(table)
+        assert {len(row) for row in rows} == {len(rows[0])}
+        assert len(rows) > 1
+
+
+class Structure(HTMLParser):
+    """Tags that are open, ids, links and text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.ids, self.outside, self.counts, self.words = [], [], [], {}, ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "br", "hr", "img"):
+            self.open.append(tag)
+        self.handle_startendtag(tag, attrs)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.outside += [v for n, v in attrs if n in ("src", "href", "xlink:href") and v[0] != "#"]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def test_the_html_page_is_whole_and_stands_alone(reported):
+    text = (reported / "report.html").read_text()
+    found = Structure(text)
+    assert found.open == []
+    assert all(link.startswith("data:image/png;base64,") for link in found.outside)
+    assert len(found.ids) == len(set(found.ids))
+    assert found.counts["svg"] == found.counts["figure"] == 3
+    assert found.counts["table"] == len(tables_in((reported / "report.md").read_text()))
+    assert found.counts["details"] == text.count("</details>") >= 1
+    assert "b" not in found.counts
+    assert "script" not in found.counts
+    assert "Batching <b>*strategies*</b> | all" in found.words
+    assert "failed: status 1: | <script> *x* last line: fine_tuning/boolq/" in found.words
+
+
+def test_figures_are_drawn_the_same_each_time(reported, tmp_path):
+    names = ["batching", "low", "scale"]
+    assert sorted(p.name for p in (reported / "figures").iterdir()) == [
+        f"{n}.{k}" for n in names for k in ("png", "svg")
+    ]
+    cli.main(["report", str(reported), "--out", str(tmp_path)])
+    for name in names:
+        ElementTree.parse(reported / f"figures/{name}.svg")
+        png = (reported / f"figures/{name}.png").read_bytes()
+        assert png.startswith(b"\x89PNG\r\n")
+        assert len(png) > 10_000
+        for kind in ("png", "svg"):
+            assert (tmp_path / f"figures/{name}.{kind}").read_bytes() == (
+                reported / f"figures/{name}.{kind}"
+            ).read_bytes()
+    for file in ("report.md", "report.html", "report.json"):
+        assert (tmp_path / file).read_bytes() == (reported / file).read_bytes()
+
+
+def texts_of(section: Section) -> list[str]:
+    """All that the figure's panels say."""
+    from muppet_fairseq.report import figures
+
+    figure = {"bars": figures._bars, "lines": figures._lines, "heat_map": figures._heat_maps}[section.study.figure](
+        section
+    )
+    return [text.get_text() for axes in figure.axes for text in (*axes.texts, axes.title)]
+
+
+def test_figures_say_what_is_missing_and_print_cells(reported):
+    by_name = {section.study.name: section for section in sections(read_studies([reported]))}
+    assert texts_of(by_name["batching"]).count("failed") == 1
+    assert texts_of(by_name["scale"]) == ["missing", "PIQA", "BoolQ", "missing", "mean"]
+    low = by_name["low"]
+    cells = [cell for (_, _, label), cell in low.models[0].cells.items() if label != "mean" and cell.seeds]
+    assert len(cells) == 2 * 3 * 4 - 1
+    assert sorted(texts_of(low)) == sorted([f"{cell.mean:.1f}" for cell in cells] + ["PIQA", "BoolQ"])
+
+
+def test_the_numbers_as_json(reported):
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    text = (reported / "report.json").read_text()
+    studies = json.loads(text, parse_constant=refuse)["studies"]
+    assert sorted(studies) == ["batching", "low", "scale"]
+    (section, *_) = sections(read_studies([reported]))
+    (model,) = studies["batching"]["models"]
+    for cell in model["cells"]:
+        found = section.models[0].cells[cell["start"], cell["variant"], cell["column"]]
+        assert (cell["mean"], cell["sd"]) == ((found.mean, found.sd) if found.seeds else (None, None))
+    for said, found in zip(studies["batching"]["comparisons"], section.comparisons, strict=True):
+        assert (said["difference"], said["start"]) == (found.difference, found.start.name)
+        assert (said["over_examples"] or {}).get("p") == (found.over_examples and found.over_examples.p)
+    assert len(model["fine_tunings"]) == 3 * 2 * 2 * 3
+    first = model["fine_tunings"][0]
+    assert first["results"]["piqa"]["metrics"]["accuracy"] == pytest.approx(
+        100 * run_json(reported, {"run": first["path"]})["results"]["piqa"]["metrics"]["accuracy"]
+    )
+    assert model["pre_finetuning"][0] | {"start": "", "path": ""} == {
+        "start": "",
+        "path": "",
+        **{"state": "finished", "reason": None, "updates": 60, "loss": 0.83, "seconds": 12.3},
+    }
+    assert studies["batching"]["versions"]["torch"] == ["2.13.0"]
+
+
+def test_versions_that_differ_are_all_said(tmp_path):
+    study = write_study(tmp_path, skill)
+    tuning = study["fine_tunings"][0]
+    results = run_json(tmp_path, tuning)["results"]
+    write_run(tmp_path, tuning["run"], results=results, versions={"torch": "9"}, hardware="one GPU")
+    text = page([section_of(tmp_path)])
+    assert "torch 2.13.0 and 9" in text
+    assert "on 2 CPU cores, x86_64 and one GPU." in text
+    assert "- `muppet study examples/studies/batching.yaml --scale mini`" in text
+
+
+def test_tables_of_labels_that_are_markdown(tmp_path):
+    columns = [column("a|b *c* [d](e)", "a"), column("_e_ <i>f</i> & `g` mini_h", "b")]
+    write_study(tmp_path, skill, columns=columns, examples=20)
+    section = section_of(tmp_path)
+    structure = Structure(html_page(re.sub(r"!\[.*\n", "", page([section])), tmp_path))
+    assert "a|b *c* [d](e)" in structure.words
+    assert "_e_ <i>f</i> & `g` mini_h" in structure.words
+    assert "i" not in structure.counts
+
+
+# files that are not what they should be
+
+
+def sentence(*arguments: Path | str) -> str:
     with pytest.raises(MuppetError) as caught:
-        cli.main(["report", str(runs)])
-    assert not (runs / "report.json").exists()
+        cli.main(["report", *map(str, arguments)])
+    assert not (Path(arguments[0]) / "report.md").exists()
     return str(caught.value)
 
 
-CURE = "delete its folder and run it again"
+def changed(study: dict[str, Any], **fields: Any) -> str:
+    return json.dumps(study | fields)
 
 
-def test_a_finished_run_without_a_result(runs):
-    log = runs / "fine_tuning/riddles/base/2/train.log"
-    log.write_text("2026-01-02 03:04:05 | INFO | train | {}\n")
-    assert sentence(runs) == f"{log} has no line of 'valid': the run did not get there; {CURE}"
-    log.unlink()
-    assert sentence(runs) == f"{log} has no line of 'valid': the run did not get there; {CURE}"
-    log.write_text(valid_line("quotes", 0.5))
-    assert sentence(runs) == f"{log} has no score of riddles; {CURE}"
-    log.write_text('x | valid | {"epoch": 3}\n')
-    assert sentence(runs) == f"{log} has no score of riddles; {CURE}"
+BROKEN_STUDIES = {
+    "empty": lambda study: "",
+    "cut off": lambda study: json.dumps(study)[:100],
+    "a list": lambda study: "[]",
+    "NaN": lambda study: changed(study, starts=[study["starts"][0] | {"x": float("nan")}]),
+    "'columns' is missing": lambda study: json.dumps({k: v for k, v in study.items() if k != "columns"}),
+    "starts, columns or fine_tunings are empty": lambda study: changed(study, starts=[]),
+    "'pie' is none of bars, lines, heat_map": lambda study: changed(study, figure="pie"),
+    "'moon' is none of base, batch_homogeneous": lambda study: changed(
+        study, fine_tunings=[study["fine_tunings"][0] | {"start": "moon"}]
+    ),
+    "the column PIQA is there twice": lambda study: changed(study, columns=study["columns"][:1] * 2),
+    "the start base is there twice": lambda study: changed(study, starts=study["starts"][:1] * 2),
+    "the fine-tuning (": lambda study: changed(study, fine_tunings=study["fine_tunings"][:1] * 2),
+    "the evaluation ('base', None, 'piqa') is there twice": lambda study: changed(
+        study, fine_tunings=[study["fine_tunings"][0], study["fine_tunings"][0] | {"datasets": ["piqa", "boolq"]}]
+    ),
+}
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
-def test_a_run_that_does_not_say_what_it_was(runs, content):
-    path = runs / "fine_tuning/riddles/base/1/run.json"
+@pytest.mark.parametrize("problem", BROKEN_STUDIES)
+def test_a_broken_study(tmp_path, problem):
+    study = write_study(tmp_path, skill, examples=4)
+    path = tmp_path / "studies/batching/study.json"
+    path.write_text(BROKEN_STUDIES[problem](study))
+    said = sentence(tmp_path)
+    assert said.startswith(f"{path} is not what 'muppet study' writes (")
+    assert said.endswith("); delete it and run the study again")
+    assert problem in said or problem in ("empty", "cut off", "a list", "NaN")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[]", "{}", '{"format": 1}', '{"format": 1, "state": "lost"}', '{"format": 1, "state": "finished"}'),
+        '{"format": 1, "state": "failed", "versions": {}, "hardware": "", "results": {"piqa": {"metrics": {}}}}',
+        '{"format": 1, "state": "failed", "versions": {}, "hardware": "", "results": {"a": {"metrics": {"f1": "x"}}}}',
+    ],
+)
+def test_a_broken_run(tmp_path, content):
+    study = write_study(tmp_path, skill, examples=4)
+    path = tmp_path / study["fine_tunings"][3]["run"] / "run.json"
     path.write_text(content)
-    assert sentence(runs) == f"{path} does not say what was run; {CURE}"
+    assert sentence(tmp_path).startswith(f"{path} is not what 'muppet study' writes (")
 
 
-def test_nothing_to_compare(tmp_path):
-    said = f"{tmp_path} has no dataset that was fine-tuned from both starts; run the fine-tunings first"
+@pytest.mark.parametrize(
+    "fields",
+    [{"metrics": {"accuracy": None}}, {"examples": 0}, {"example_scores": 0.5}, {"example_scores": [[0.5], [0.5]]}],
+)
+def test_a_broken_result(tmp_path, fields):
+    study = write_study(tmp_path, skill, examples=4)
+    tuning = study["fine_tunings"][0]
+    results = {"piqa": run_json(tmp_path, tuning)["results"]["piqa"] | fields}
+    write_run(tmp_path, tuning["run"], results=results)
+    assert sentence(tmp_path).startswith(f"{tmp_path / tuning['run'] / 'run.json'} is not what 'muppet study' writes (")
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    write_study(tmp_path, skill, examples=4)
+    (tmp_path / "file").write_text("")
+    assert sentence(tmp_path, "--out", tmp_path / "file").startswith(f"cannot write {tmp_path / 'file'}")
+
+
+def test_a_study_that_is_not_the_papers(tmp_path):
+    write_study(tmp_path, skill, examples=4, paper=None, about="Ours.")
+    assert "\nOurs.\n" in page([section_of(tmp_path)])
+
+
+def test_a_finished_run_without_its_result(tmp_path):
+    study = write_study(tmp_path, skill, examples=4)
+    run = study["fine_tunings"][3]["run"]
+    write_run(tmp_path, run, results={"other": accuracy(np.ones(4))})
+    assert sentence(tmp_path) == (
+        f"{tmp_path / run / 'run.json'} has no result of boolq; delete that folder and run the study again"
+    )
+
+
+def test_a_later_format(tmp_path):
+    write_study(tmp_path, skill, examples=4, format=2)
+    said = f"{tmp_path / 'studies/batching/study.json'} has format 2, not 1; use the muppet_fairseq that wrote it"
     assert sentence(tmp_path) == said
-    write_run(tmp_path, "riddles", "base", 1, 0.5)
-    write_run(tmp_path, "riddles", "pre_finetuned", 2, 0.5)
+
+
+def test_no_study_or_the_same_twice(tmp_path):
+    said = f"{tmp_path} has no studies/*/study.json; run 'muppet study' with it first"
     assert sentence(tmp_path) == said
+    write_study(tmp_path, skill, examples=4)
+    path = tmp_path / "studies/batching/study.json"
+    assert sentence(tmp_path, tmp_path, "--out", tmp_path) == (
+        f"{path} is a second study 'batching' of MiniLM (mini); name one of the folders"
+    )
+
+
+def test_nan_never_reaches_the_json(tmp_path):
+    """One start, one seed, one column, two examples: nothing that could have a spread or a difference."""
+    write_study(tmp_path, skill, starts=[start("base")], columns=[column("PIQA")], seeds=(1,), examples=2)
+    section = section_of(tmp_path)
+    json.dumps(describe([section]), allow_nan=False)
+    assert "Compared with the base" not in page([section])
