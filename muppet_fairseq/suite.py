@@ -53,7 +53,8 @@ def _number(text: str) -> int | None:
     return int(text) if re.fullmatch(r"[1-9][0-9]*", text) else None
 
 
-def _number_or_share(text: str) -> int | Fraction | None:
+def number_or_share(text: str) -> int | Fraction | None:
+    """Read a number of examples (``100``) or their share (``2.5%``); None for what is neither."""
     if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,9})?%", text):
         return _number(text)
     share = Fraction(text[:-1]) / 100
@@ -64,7 +65,7 @@ _WORD = (str, "a word")
 #: what reads an override's text (None: it is none), and what that text should be
 _OVERRIDES: dict[str, tuple[Callable[[str], Any], str]] = {
     "name": _WORD,
-    "examples": (_number_or_share, "a positive whole number, or a share above 0% and up to 100%"),
+    "examples": (number_or_share, "a positive whole number, or a share above 0% and up to 100%"),
     "partition": (_number, "a positive whole number"),
     "head": _WORD,
     "metric": _WORD,
@@ -92,12 +93,23 @@ class Suite:
         names = [name.strip() for name in str(suite).split(",")]
         return cls(_checked([SuiteEntry(name, f"suite {str(suite)!r}") for name in names]))
 
+    def text(self) -> str:
+        """The suite as a file."""
+        return "".join(f"- {_line(entry)}\n" for entry in self.entries)
+
     def specs(self, data: str | Path) -> list[DatasetSpec]:
         """Join every entry with its ``dataset.json`` under ``data``. Raises MuppetError."""
         data = Path(data)
         if not data.is_dir():
             raise MuppetError(f"there is no folder {data}; make it with 'python -m preprocess prepare'")
         return [_spec(entry, data) for entry in self.entries]
+
+
+def _line(entry: SuiteEntry) -> str:
+    examples = f"{float(entry.examples * 100):.9g}%" if isinstance(entry.examples, Fraction) else entry.examples
+    partition = None if entry.partition == 1 else entry.partition
+    given = {"examples": examples, "partition": partition, "head": entry.head, "metric": entry.metric}
+    return f"{{{', '.join(f'{k}: {v}' for k, v in {'name': entry.name, **given}.items() if v is not None)}}}"
 
 
 def _read_yaml(path: Path) -> list[SuiteEntry]:

@@ -110,7 +110,7 @@ class TrainedModel:
         return next(self.model.parameters()).device
 
     def head_of(self, spec: DatasetSpec) -> str | None:
-        """The head that predicts ``spec``: its own, its family's, or the one that it names; None where the decoder writes.
+        """The head that predicts ``spec``: its own, its family's, or one that it names; None where the decoder writes.
 
         Raises:
             MuppetError: the model has none, or that of datasets with other classes.

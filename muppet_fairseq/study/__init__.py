@@ -19,10 +19,11 @@ from muppet_fairseq import report
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import write_text
 from muppet_fairseq.provenance import versions
+from muppet_fairseq.report.read import FORMAT
 from muppet_fairseq.study.commands import UPDATES, Machine, evaluate_command, train_command
 from muppet_fairseq.study.driver import Driver
 from muppet_fairseq.study.expand import BASE, Plan, Run, expand
-from muppet_fairseq.study.run_folder import FORMAT, read_run
+from muppet_fairseq.study.run_folder import read_run
 from muppet_fairseq.study.settings import Model, read_study
 
 
@@ -89,9 +90,9 @@ def _wanted(plan: Plan, patterns: list[str] | None) -> list[Run]:
     """The runs to do: all, or the fine-tunings with such labels and what they start from."""
     if not patterns:
         return plan.runs
-    chosen = [r for r in plan.runs if r.judged and any(fnmatch(r.label, pattern) for pattern in patterns)]
+    chosen = [r for r in plan.runs if r.judged.entries and any(fnmatch(r.label, pattern) for pattern in patterns)]
     if not chosen:
-        example = next((run.label for run in plan.runs if run.judged), "none")
+        example = next((run.label for run in plan.runs if run.judged.entries), "none")
         raise MuppetError(f"no fine-tuning of {plan.study.path} is like {' or '.join(patterns)}; one is {example!r}")
     needed = {run.key for run in chosen} | {run.after.key for run in chosen if run.after}
     return [run for run in plan.runs if run.key in needed]
@@ -126,10 +127,10 @@ def _dry(model: Model, wanted: list[Run], runs: Path, machine: Machine) -> Itera
     for run in wanted:
         folder = runs / run.folder
         state = read_run(folder).get("state", "not started")
-        names = " ".join(entry.name for entry in run.suite)
+        names = " ".join(run.suite.names)
         yield f"\n# {run.label}: {state}\n# {folder / 'suite.yaml'}: {names}"
         yield str(train_command(run, runs, machine, run.settings.get("updates", UPDATES)))
-        if run.judged:
+        if run.judged.entries:
             command = evaluate_command(run, runs, machine)
             yield f"{command} > {shlex.quote(str(folder / command.output))}"
     kinds = [run.kind for run in wanted]
@@ -172,7 +173,7 @@ def _import_command(model: Model) -> list[str]:
 
 def _prepare_command(model: Model, wanted: list[Run], machine: Machine) -> list[str]:
     """What prepares the datasets that are missing."""
-    names = dict.fromkeys(entry.name for run in wanted for entry in (*run.suite, *run.judged))
+    names = dict.fromkeys(name for run in wanted for name in (*run.suite.names, *run.judged.names))
     missing = [name for name in names if not (model.data / name / "dataset.json").exists()]
     if not missing:
         return []
@@ -187,7 +188,7 @@ def _described(plan: Plan, command: str) -> dict[str, object]:
     starts = [{"name": BASE, "label": "base", "x": 0, "run": None}]
     for name, start in study.starts.items():
         runs = plan.pre_finetunings[name]
-        x = start.x if start.x is not None or not runs else len(runs[0].suite)
+        x = start.x if start.x is not None or not runs else len(runs[0].suite.entries)
         starts.append({"name": name, "label": start.label, "x": x, "run": str(runs[0].folder) if runs else None})
     return {
         "format": FORMAT,
@@ -206,7 +207,7 @@ def _described(plan: Plan, command: str) -> dict[str, object]:
             {
                 "start": tuning.start,
                 "variant": tuning.variant,
-                "datasets": [entry.name for entry in tuning.run.judged],
+                "datasets": tuning.run.judged.names,
                 "hyper_parameters": tuning.hyper_parameters,
                 "seed": tuning.run.seed,
                 "run": str(tuning.run.folder),

@@ -107,8 +107,8 @@ def train_command(run: Run, runs: Path, machine: Machine, updates: int | str) ->
 def evaluate_command(run: Run, runs: Path, machine: Machine) -> Command:
     """The ``muppet evaluate`` of a fine-tuning in ``runs``."""
     folder = runs / run.folder
-    named = any(entry.head or entry.metric for entry in run.judged)
-    datasets = str(folder / "judged.yaml") if named else ",".join(entry.name for entry in run.judged)
+    named = any(entry.head or entry.metric for entry in run.judged.entries)
+    datasets = str(folder / "judged.yaml") if named else ",".join(run.judged.names)
     generation = [word for key, value in run.settings.get("generation", {}).items() for word in (f"--{key}", value)]
     words = ("muppet", "evaluate", str(folder / "checkpoint_last.pt"), str(run.data), "--datasets", datasets)
     words += ("--predictions", str(folder / "predictions"), "--json", "--example-scores", *generation)

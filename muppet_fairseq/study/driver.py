@@ -17,7 +17,7 @@ from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import write_text
 from muppet_fairseq.study import run_folder
 from muppet_fairseq.study.commands import Command, Machine, count_updates, evaluate_command, train_command
-from muppet_fairseq.study.expand import Run, suite_text
+from muppet_fairseq.study.expand import Run
 from muppet_fairseq.study.processes import lock, start
 
 #: seconds from one line of progress to the next when no run ends
@@ -125,11 +125,11 @@ class Driver:
 
     def _begin(self, run: Run, devices: list[str], claim: IO[str], described: dict[str, Any]) -> _Job:
         folder = self.runs / run.folder
-        write_text(folder / "suite.yaml", suite_text(run.suite))
+        write_text(folder / "suite.yaml", run.suite.text())
         updates = count_updates(run, folder / "suite.yaml")
         commands = [train_command(run, self.runs, self.machine, updates)]
-        if run.judged:
-            write_text(folder / "judged.yaml", suite_text(run.judged))
+        if run.judged.entries:
+            write_text(folder / "judged.yaml", run.judged.text())
             commands.append(evaluate_command(run, self.runs, self.machine))
         done = min(described.get("commands_done", 0), len(commands) - 1)
         job = _Job(
@@ -169,14 +169,14 @@ class Driver:
             if job.process.exitcode != 0:
                 raise MuppetError(_last_words(folder / "stderr.log", job.process.exitcode))
             outcome = {"training": run_folder.training_of(folder)}
-            if job.run.judged:
+            if job.run.judged.entries:
                 outcome["results"] = run_folder.results_of(folder)
         except MuppetError as error:
             self._write(job, "failed", reason=str(error))
             self._fail(job.run, str(error))
         else:
             self._write(job, "finished", **outcome)
-            if job.run.judged and not self.keep:
+            if job.run.judged.entries and not self.keep:
                 for checkpoint in folder.glob("*.pt"):
                     checkpoint.unlink()
             self._note_finished(job.run, job.seconds)
@@ -234,7 +234,7 @@ class Driver:
 
 
 def _alike(run: Run) -> str:
-    return f"{run.kind} {' '.join(entry.name for entry in run.judged)}"
+    return f"{run.kind} {' '.join(run.judged.names)}"
 
 
 def _outcome(outcome: dict[str, Any]) -> str:

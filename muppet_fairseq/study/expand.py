@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -46,8 +46,8 @@ class Run:
     data: Path
     model: Path
     after: Run | None
-    suite: tuple[SuiteEntry, ...]
-    judged: tuple[SuiteEntry, ...]
+    suite: Suite
+    judged: Suite
     settings: Stage
     seed: int
 
@@ -61,7 +61,7 @@ class Run:
         """Eight hexadecimal digits of all that decides the result."""
         settings = {key: value for key, value in self.settings.items() if key not in _NO_MATTER}
         origin = self.after.key if self.after else str(self.model)
-        datasets = [suite_text(self.suite), suite_text(self.judged)]
+        datasets = [self.suite.text(), self.judged.text()]
         decides = [self.kind, str(self.data), origin, datasets, settings, self.seed]
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -119,20 +119,6 @@ def expand(study: Study, checkpoints: Mapping[str, Path] = MappingProxyType({}))
     return Plan(study, before, tunings)
 
 
-def suite_text(entries: Iterable[SuiteEntry]) -> str:
-    """The suite as a file."""
-    lines = []
-    for entry in entries:
-        values = {field.name: getattr(entry, field.name) for field in fields(entry) if field.name != "where"}
-        given = [f"{key}: {value}" for key, value in values.items() if value not in (None, field_default(key))]
-        lines.append(f"- {{{', '.join(given)}}}\n")
-    return "".join(lines)
-
-
-def field_default(name: str) -> Any:
-    return next(field.default for field in fields(SuiteEntry) if field.name == name)
-
-
 def _pre_finetunings(study: Study, name: str, start: Start) -> Iterator[Run]:
     settings = merged(study.pre_finetuning, start.pre_finetuning)
     if "suite" not in settings:
@@ -150,8 +136,8 @@ def _pre_finetunings(study: Study, name: str, start: Start) -> Iterator[Run]:
             data=study.model.data,
             model=study.model.encoder / "model.pt",
             after=None,
-            suite=tuple(entries),
-            judged=(),
+            suite=Suite(entries),
+            judged=Suite([]),
             settings=settings,
             seed=seed,
         )
@@ -197,8 +183,8 @@ def _fine_tuning(
         data=study.model.data,
         model=study.model.encoder / "model.pt",
         after=None,
-        suite=tuple(entry(name, **drawn) for name in train),
-        judged=tuple(entry(name) for name in judged),
+        suite=Suite([entry(name, **drawn) for name in train]),
+        judged=Suite([entry(name) for name in judged]),
         settings=settings,
         seed=seed,
     )

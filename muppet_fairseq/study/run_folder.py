@@ -15,9 +15,8 @@ from typing import Any
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import write_text
 from muppet_fairseq.provenance import hardware, versions
+from muppet_fairseq.report.read import FORMAT
 from muppet_fairseq.study.expand import Run
-
-FORMAT = 1
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -14,12 +14,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from muppet_fairseq.errors import MuppetError, nearest
+from muppet_fairseq.report.read import FIGURES
+from muppet_fairseq.suite import number_or_share
 from muppet_fairseq.yaml_file import compose, items, place
 
 #: settings of a stage: keys of STAGE_KEYS, and options of fairseq-train without "--", their values as texts
@@ -93,7 +96,6 @@ class Study:
         return self.path.stem
 
 
-FIGURES = ("bars", "lines", "heat_map")
 _TEXTS = ("title", "about", "paper", "figure", "axis")
 _PARTS = ("starts", "variants", "columns", "pre_finetuning", "fine_tuning")
 _MODEL_KEYS = ("like", "name", "encoder", "data", "import", "prepare", "columns", "options")
@@ -112,9 +114,7 @@ def read_study(path: Path, scale: str | None = None, model: Path | None = None) 
     known = [*scales, *([like.scale] if like else [])]
     chosen = scale or next(iter(known), None)
     if chosen not in known:
-        raise MuppetError(
-            f"{path} has no scale {chosen or 'at all'!r}{nearest(chosen or '', known)}; its 'scales' are: {', '.join(known)}"
-        )
+        raise MuppetError(f"{path} has no scale {chosen!r}{nearest(str(chosen), known)}; it has {', '.join(known)}")
     section = _mapping(scales[chosen], path, ("model", *_PARTS)) if chosen in scales else {}
     if model is None and "model" in section:
         model = path.parent / _text(section["model"], path)
@@ -254,7 +254,13 @@ _number = _checked(r"-?[0-9]+(\.[0-9]+)?", "a number", float)
 _share = _checked(r"0?\.[0-9]+|0|1", "a share from 0 to 1", float)
 _flag = _checked(r"true|false", "true or false", lambda value: value == "true")
 _workers = _checked(r"[1-9][0-9]*|all", "a positive whole number or 'all'", lambda v: v if v == "all" else int(v))
-_examples = _checked(r"[1-9][0-9]*|[0-9]+(\.[0-9]+)?%", "a positive whole number or a percentage", str)
+
+
+def _examples(node: yaml.Node, path: Path) -> int | Fraction:
+    examples = number_or_share(_text(node, path))
+    if examples is None:
+        raise MuppetError(f"{place(path, node)}: {node.value!r} is no positive whole number, nor a share up to 100%")
+    return examples
 
 
 def _file(node: yaml.Node, path: Path) -> str:
