@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import importlib
 import logging
 import multiprocessing
 import os
@@ -29,6 +30,9 @@ def start(command: Command, folder: Path, environment: Mapping[str, str], *, gpu
     ``fairseq-train`` and ``muppet`` are called in a copy of this process, which has imported them already; with GPUs in
     a new one, because CUDA does not survive being copied.
     """
+    if not gpus:
+        # every optimizer imports it, which takes longer than a small training
+        importlib.import_module("torch._dynamo")
     context = multiprocessing.get_context("spawn" if gpus else "fork")
     arguments = (command.words, folder / command.output, folder / "stderr.log", dict(environment), os.getpid())
     process = context.Process(target=_work, args=arguments)
