@@ -11,6 +11,7 @@ Suites and models are looked for beside the file that names them; ``encoder`` an
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ def read_study(path: Path, scale: str | None = None, model: Path | None = None) 
     """
     root = compose(path, "the study")
     top = _mapping(root, path, ("like", *_TEXTS, *_PARTS, "scales"))
-    like = read_study(path.parent / _text(top["like"], path), scale, model) if "like" in top else None
+    like = read_study(Path(_file(top["like"], path)), scale, model) if "like" in top else None
     scales = _mapping(top["scales"], path) if "scales" in top else {}
     known = [*scales, *([like.scale] if like else [])]
     chosen = scale or next(iter(known), None)
@@ -117,7 +118,7 @@ def read_study(path: Path, scale: str | None = None, model: Path | None = None) 
         raise MuppetError(f"{path} has no scale {chosen!r}{nearest(str(chosen), known)}; it has {', '.join(known)}")
     section = _mapping(scales[chosen], path, ("model", *_PARTS)) if chosen in scales else {}
     if model is None and "model" in section:
-        model = path.parent / _text(section["model"], path)
+        model = Path(_file(section["model"], path))
     if model is None and like is None:
         raise MuppetError(f"{place(path, scales[chosen])}: the scale {chosen!r} has no 'model'")
     read = read_model(model) if model else like.model
@@ -147,7 +148,7 @@ def read_model(path: Path) -> Model:
     """Read a model file, over the one that it is ``like``. Raises MuppetError with file and line for what is wrong."""
     root = compose(path, "the model")
     top = _mapping(root, path, _MODEL_KEYS)
-    like = vars(read_model(path.parent / _text(top["like"], path))) if "like" in top else {}
+    like = vars(read_model(Path(_file(top["like"], path)))) if "like" in top else {}
     own: dict[str, Any] = {"path": path}
     for key in ("name", "encoder", "data", "import"):
         if key in top:
@@ -264,7 +265,7 @@ def _examples(node: yaml.Node, path: Path) -> int | Fraction:
 
 
 def _file(node: yaml.Node, path: Path) -> str:
-    return str(path.parent / _text(node, path))
+    return os.path.normpath(path.parent / _text(node, path))
 
 
 def _texts_by_name(node: yaml.Node, path: Path) -> dict[str, str]:
