@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from muppet_fairseq.errors import MuppetError, nearest
-from muppet_fairseq.report.read import FIGURES
+from muppet_fairseq.report.read import FIGURES, Column
 from muppet_fairseq.suite import number_or_share
 from muppet_fairseq.yaml_file import compose, items, place
 
@@ -41,15 +41,6 @@ class Start:
     x: float | None
     pre_finetuning: Stage
     fine_tuning: Stage
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the table: a dataset, or several whose test examples are judged as one set."""
-
-    label: str
-    group: str
-    datasets: tuple[str, ...]
 
 
 @dataclass(frozen=True)
