@@ -73,12 +73,16 @@ def run(args: argparse.Namespace) -> None:
         return
     _prepare(study.model, wanted, machine)
     command = shlex.join(["muppet", *sys.argv[1:]])
-    write_text(runs / "studies" / study.name / "study.json", json.dumps(_described(plan, command), indent=1) + "\n")
+    if plan.fine_tunings:
+        write_text(runs / "studies" / study.name / "study.json", json.dumps(_described(plan, command), indent=1) + "\n")
     try:
         failures = Driver(runs, machine, keep=args.keep_models).work_off(wanted)
     except KeyboardInterrupt:
         raise MuppetError(f"stopped; the same command goes on with what is in {runs}") from None
-    report.run(Namespace(runs=[runs], out=None))
+    if plan.fine_tunings:
+        report.run(Namespace(runs=[runs], out=None))
+    else:  # there are no scores to report
+        print("\n".join(str(runs / run.folder / "checkpoint_last.pt") for run in wanted if run.key not in failures))
     if failures:
         failed = [run for run in wanted if run.key in failures]
         named = "; ".join(f"{run.label}: {failures[run.key]}" for run in failed[:3])
