@@ -24,7 +24,7 @@ setup: $(READY)
 	@:
 
 quickstart: $(READY)
-	@$(IN_VENV) examples/quickstart/run.sh
+	@$(IN_VENV) muppet study examples/quickstart/quickstart.yaml --runs runs/quickstart
 
 test: $(READY)
 	@$(IN_VENV) ruff check

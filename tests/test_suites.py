@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import preprocess.__main__ as command
+from muppet_fairseq.study.settings import read_study
 from muppet_fairseq.suite import Suite
 from preprocess.catalog import CATALOG, mini
 from preprocess.suites import suites
@@ -85,12 +86,16 @@ def test_the_suite_of_batching():
 
 
 def test_the_mini_suites_keep_out_what_the_quickstart_does():
-    lines = (EXAMPLES / "quickstart" / "fine_tuning.txt").read_text(encoding="utf-8").splitlines()
-    fine_tuned = dict(line.split()[:2] for line in lines if not line.startswith("#"))
-    unseen = {name for name, kind in fine_tuned.items() if kind == "kept_out"}
+    """And so do the other studies: the same datasets are called kept out and seen."""
+    quickstart = read_study(EXAMPLES / "quickstart" / "quickstart.yaml")
+    columns = [(column.group, *column.datasets) for column in (*quickstart.columns, *quickstart.model.columns)]
+    fine_tuned = {name for _, *names in columns for name in names}
+    unseen = {name for group, *names in columns for name in names if group == "kept out"}
+    assert {group for group, *_ in columns} == {"kept out", "seen"}
+    assert not unseen & set(Suite.load(EXAMPLES / "quickstart" / "pre_finetuning.yaml").names)
     encoded = {entry.name for entry in mini.ENTRIES if entry.family != "summarization"}
     assert set(names_of("mini_scale_all")) == encoded - unseen
-    assert set(names_of("mini_scale_4")) > set(fine_tuned) - unseen
+    assert set(names_of("mini_scale_4")) > fine_tuned - unseen
     assert set(families_of("mini_scale_4")) == {"commonsense", "classification", "mrc"}
     for suite in MINI:
         header = (SUITES / f"{suite}.yaml").read_text(encoding="utf-8").partition("\n- ")[0]

@@ -178,9 +178,10 @@ def _with_legend(figure: Figure) -> Figure:
     handles = {}
     for axes in figure.axes:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside upper center", ncols=min(4, len(handles)), frameon=False
-    )
+    # a key, its name and the space after it, in inches
+    entry = 0.6 + 0.075 * max(map(len, handles))
+    columns = max(1, min(4, len(handles), int(figure.get_figwidth() / entry)))
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns, frameon=False)
     return figure
 
 

@@ -58,7 +58,7 @@ class Machine:
         if run.kind == "pre_finetuning" and self.launcher:
             return self.launched
         if wanted == "all":
-            return len(self.devices)
+            return min(len(self.devices), sub_batches(run))
         if wanted > len(self.devices):
             raise MuppetError(
                 f"{run.label} wants {wanted} workers, and there are {len(self.devices)} devices; see --devices"

@@ -11,6 +11,7 @@ Suites and models are looked for beside the file that names them; ``encoder`` an
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import Any
 import yaml
 
 from muppet_fairseq.errors import MuppetError, nearest
-from muppet_fairseq.report.read import FIGURES
+from muppet_fairseq.report.read import FIGURES, Column
 from muppet_fairseq.suite import number_or_share
 from muppet_fairseq.yaml_file import compose, items, place
 
@@ -43,15 +44,6 @@ class Start:
     x: float | None
     pre_finetuning: Stage
     fine_tuning: Stage
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the table: a dataset, or several whose test examples are judged as one set."""
-
-    label: str
-    group: str
-    datasets: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -119,7 +111,7 @@ def read_study(
     scale = scale or next(iter(scales), None)
     section = _mapping(scales[scale], path, ("model", *_PARTS)) if scale in scales else {}
     if model is None and "model" in section:
-        model = path.parent / _text(section["model"], path)
+        model = Path(_file(section["model"], path))
     like = None
     if "like" in top:
         files = (*for_files, path)
@@ -209,7 +201,7 @@ def _setting(key: str, node: yaml.Node, path: Path) -> Any:
 
 def _like(node: yaml.Node, files: tuple[Path, ...]) -> Path:
     """The file that the last of ``files`` is like; each of them is like the next one."""
-    file = files[-1].parent / _text(node, files[-1])
+    file = Path(_file(node, files[-1]))
     if file.resolve() in [other.resolve() for other in files]:
         raise MuppetError(f"{place(files[-1], node)}: {file} would be 'like' itself")
     return file
@@ -309,7 +301,7 @@ def _examples(node: yaml.Node, path: Path) -> int | Fraction:
 
 
 def _file(node: yaml.Node, path: Path) -> str:
-    return str(path.parent / _text(node, path))
+    return os.path.normpath(path.parent / _text(node, path))
 
 
 def _texts_by_name(node: yaml.Node, path: Path) -> dict[str, str]:
