@@ -139,7 +139,8 @@ class Driver:
         if run.judged.entries:
             write_text(folder / "judged.yaml", run.judged.text())
             commands.append(evaluate_command(run, self.runs, self.machine))
-        done = min(described.get("commands_done", 0), len(commands) - 1)
+        trained = (folder / "checkpoint_last.pt").exists()
+        done = min(described.get("commands_done", 0), len(commands) - 1) if trained else 0
         if done == 0 and run.options.get("no-save-optimizer-state") == "true":
             # fairseq would count from 0 again, with the parameters of an attempt that got to its end
             _remove_models(folder)
