@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from muppet_fairseq import cli, study
 from muppet_fairseq.errors import MuppetError, report_without_traceback
 from muppet_fairseq.study import driver, processes, run_folder
-from muppet_fairseq.study.commands import Machine, count_updates, evaluate_command, train_command, update_freq
+from muppet_fairseq.study.commands import Command, Machine, count_updates, evaluate_command, train_command, update_freq
 from muppet_fairseq.study.expand import Plan, Run, expand
 from muppet_fairseq.study.settings import read_model, read_study
 from muppet_fairseq.suite import Suite, SuiteEntry
@@ -813,7 +813,7 @@ def test_the_reason_is_that_of_the_last_attempt(toy, tmp_path, data):
     path.write_text(meta)
     checkpoint.write_bytes(b"damaged")
     assert "checkpoint_last.pt" in (said := reason())
-    assert "valid" not in said
+    assert "valid" not in said + (runs / folder / "stderr.log").read_text()
     assert log.read_text() == trainings  # what is done is not done again ...
     checkpoint.unlink()
     assert run(study, runs)[0] == 0
@@ -926,6 +926,22 @@ def test_a_claim_is_given_up_although_other_processes_have_inherited_it(tmp_path
     finally:
         process.kill()
         process.join()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends processes whose parent died only on Linux")
+def test_a_process_ends_when_its_driver_is_killed(tmp_path):
+    def drive() -> None:
+        process = processes.start(Command(("sleep", "600"), "out.log"), tmp_path, {"OMP_NUM_THREADS": "1"}, gpus=False)
+        (tmp_path / "pid").write_text(f"{process.pid}\n")
+        process.join()
+
+    process = multiprocessing.get_context("fork").Process(target=drive)
+    process.start()
+    pid = int(wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text()))
+    wait_for(lambda: living(pid))  # its own session
+    process.kill()
+    process.join()
+    wait_for(lambda: not living(pid))
 
 
 @pytest.mark.parametrize(
