@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 import warnings
 from typing import Any
 
@@ -19,7 +20,6 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.logging import metrics, progress_bar
 from fairseq.models import distributed_fairseq_model
-from fairseq_cli import train
 from torch.nn.parallel import DistributedDataParallel
 
 logger = logging.getLogger(__name__)
@@ -83,24 +83,29 @@ def copy_checkpoints_whole() -> None:
     PathManager.copy = staticmethod(_copy_whole)
 
 
-def _train_what_is_left(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> tuple[list[float | None], bool]:
-    if trainer.get_num_updates() < (cfg.optimization.max_update or math.inf):
-        return _train_epoch(cfg, trainer, task, epoch_itr)
-    logger.info("all %d updates were done before", trainer.get_num_updates())
-    # the checkpoint has kept the epoch's meters: the same figures as the first time
-    stats = train.get_training_stats(metrics.get_smoothed_values("train"))
-    progress = progress_bar.progress_bar([], log_format=cfg.common.log_format, epoch=epoch_itr.epoch)
-    progress.print(stats, tag="train", step=trainer.get_num_updates())
-    return [None], True
-
-
-_train_epoch = train.train
-
-
 def stop_at_max_update() -> None:
     """ve-fairseq 0.12.3 looks at ``--max-update`` only after an update: a run that has had them all does one more
-    each time that it is started."""
-    train.train = _train_what_is_left
+    each time that it is started.
+
+    Does nothing in a program that does not train: importing ``fairseq_cli.train`` sets up logging.
+    """
+    train = sys.modules.get("fairseq_cli.train")
+    if train is None or hasattr(train.train, "stops"):
+        return
+    train_epoch = train.train
+
+    def train_what_is_left(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> tuple[list[float | None], bool]:
+        if trainer.get_num_updates() < (cfg.optimization.max_update or math.inf):
+            return train_epoch(cfg, trainer, task, epoch_itr)
+        logger.info("all %d updates were done before", trainer.get_num_updates())
+        # the checkpoint has kept the epoch's meters: the same figures as the first time
+        stats = train.get_training_stats(metrics.get_smoothed_values("train"))
+        progress = progress_bar.progress_bar([], log_format=cfg.common.log_format, epoch=epoch_itr.epoch)
+        progress.print(stats, tag="train", step=trainer.get_num_updates())
+        return [None], True
+
+    train_what_is_left.stops = True
+    train.train = train_what_is_left
 
 
 def silence_known_warnings() -> None:

@@ -178,6 +178,12 @@ BAD = {
     "no value of an option": (SCALES, "options:\n  lr: [1, 2]\n", 5, "here belongs one value"),
     "no YAML": ("scales: {\n", "", 2, "this is no YAML"),
     "figure": (f"{SCALES}figure: bar\n", "", 2, r"unknown figure 'bar' \(did you mean 'bars'\?\)"),
+    "key of the other stage": (
+        f"{SCALES}fine_tuning: {{workers: 2}}\n",
+        "",
+        2,
+        "'workers' does not belong to fine_tuning",
+    ),
     "no scales": ("title: a\n", "", 1, "'scales' is missing"),
     "empty scales": ("title: a\nscales:\n", "", 2, "has no scale"),
     "no model": ("scales:\n  mini: {}\n", "", 2, "the scale 'mini' has no 'model'"),
@@ -461,7 +467,7 @@ def test_workers_on_cpus_are_joined_by_gloo(plan):
     words = train_command(run, Path("runs"), CPUS, 10).words
     assert words[:7] == ("torchrun", "--standalone", "--nproc-per-node", "2", "--no-python", "sh", "-c")
     assert "--distributed-backend gloo" in words[7]
-    fine_tuning = fine_tunings(plan({"fine_tuning": {"workers": 2}}), "homogeneous")[0]
+    fine_tuning = fine_tunings(plan({"pre_finetuning": {"workers": 2}}), "homogeneous")[0]
     assert CPUS.workers(fine_tuning) == 1
     with pytest.raises(MuppetError, match=r"homogeneous wants 3 workers, and there are 2 devices; see --devices"):
         CPUS.workers(plan({"pre_finetuning": {"workers": 3}}).pre_finetunings["homogeneous"][0])
@@ -648,9 +654,7 @@ def undisturbed(data, encoder, tmp_path_factory) -> Path:
     assert [int(number) for number, _, _ in lines] == list(range(1, 9))
     assert all(bool(left) for _, _, left in lines[:-1])
     assert not lines[-1][2]
-    assert any(
-        re.fullmatch(r"animals from base, seed 1: animals f1 [0-9.]+ \([0-9]+ s\)", what) for _, what, _ in lines
-    )
+    assert any(re.fullmatch(r"animals from base, seed 1: f1 [0-9.]+ \([0-9]+ s\)", what) for _, what, _ in lines)
     assert any(what.startswith("pre-finetuning homogeneous: 8 updates, mean scaled loss ") for _, what, _ in lines)
     return folder / "runs"
 

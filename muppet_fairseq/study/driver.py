@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection
@@ -208,26 +208,26 @@ class Driver:
 
     def _tell(self, what: str) -> None:
         self._told = time.monotonic()
-        left = self._left()
-        time_left = "time left not known yet" if left is None else f"about {_duration(left)} left"
+        seconds, complete = self._left()
+        time_left = f"{'about' if complete else 'more than'} {_duration(seconds)} left"
         ended = len(self._finished) + len(self._failures)
         print(f"  {ended} of {self._total}: {what}" + (f"; {time_left}" if ended < self._total else ""), flush=True)
 
-    def _left(self) -> float | None:
-        """Seconds that the rest will take, by those that like runs took; None while there is nothing to go by."""
-        seconds = 0.0
+    def _left(self) -> tuple[float, bool]:
+        """Seconds that the rest will take, by those that like runs took, and whether there were any for all of it."""
+        seconds, complete = 0.0, True
+        for run, places, spent, share in self._rest():
+            whole = spent / share if share else self._expected(run)
+            complete &= whole is not None
+            seconds += max(0.0, (whole or 0.0) - spent) * places
+        return seconds / len(self.machine.devices), complete
+
+    def _rest(self) -> Iterator[tuple[Run, int, float, float]]:
+        """What is not finished: the run, its devices, the seconds it has had, the share of its updates it has done."""
         for job in self._jobs:
-            share = self._updates_done(job) / job.updates
-            whole = job.seconds / share if share else self._expected(job.run)
-            if whole is None:
-                return None
-            seconds += max(0.0, whole - job.seconds) * len(job.devices)
+            yield job.run, len(job.devices), job.seconds, self._updates_done(job) / job.updates
         for run in self._waiting:
-            expected = self._expected(run)
-            if expected is None:
-                return None
-            seconds += expected * self.machine.places(run)
-        return seconds / len(self.machine.devices)
+            yield run, self.machine.places(run), 0.0, 0.0
 
     def _progress(self, job: _Job) -> str:
         return f"{job.run.label}: {self._updates_done(job)} of {job.updates} updates"
@@ -256,9 +256,10 @@ def _alike(run: Run) -> str:
 def _outcome(outcome: dict[str, Any]) -> str:
     if "results" not in outcome:
         return f"{outcome['training']['updates']} updates, mean scaled loss {outcome['training']['loss']:.3f}"
-    results = outcome["results"].items()
+    found = {name: (result["metric"], result["metrics"]) for name, result in outcome["results"].items()}
     return ", ".join(
-        f"{name} {result['metric']} {100 * result['metrics'][result['metric']]:.1f}" for name, result in results
+        f"{name} " * (len(found) > 1) + f"{metric} {100 * metrics[metric]:.1f}"
+        for name, (metric, metrics) in found.items()
     )
 
 

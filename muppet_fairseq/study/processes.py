@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO
 
 import torch
-from fairseq_cli import train
 
+from muppet_fairseq import compat
 from muppet_fairseq.models import bart, roberta  # noqa: F401 - --user-dir imports no models where it was imported before
 from muppet_fairseq.study.commands import Command
 
@@ -32,8 +32,9 @@ def start(command: Command, folder: Path, environment: Mapping[str, str], *, gpu
     a new one, because CUDA does not survive being copied.
     """
     if not gpus:
-        # every optimizer imports it, which takes longer than a small training
-        importlib.import_module("torch._dynamo")
+        # importing what every training imports takes longer than a small one
+        for module in ("fairseq_cli.train", "torch._dynamo"):
+            importlib.import_module(module)
     context = multiprocessing.get_context("spawn" if gpus else "fork")
     arguments = (command.words, folder / command.output, folder / "stderr.log", dict(environment), os.getpid())
     process = context.Process(target=_work, args=arguments)
@@ -86,6 +87,9 @@ def _work(words: tuple[str, ...], output: Path, errors: Path, environment: dict[
 
 
 def _train() -> None:
+    from fairseq_cli import train  # which sets up logging
+
+    compat.stop_at_max_update()
     # as fairseq-train sets it up, where nobody has done so before
     layout = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"
     logging.basicConfig(format=layout, datefmt="%Y-%m-%d %H:%M:%S", level="INFO", stream=sys.stdout, force=True)

@@ -2,7 +2,7 @@
 
 A study (``examples/studies/batching.yaml``) names its starts, variants and columns, and for each of its scales a model
 file (``examples/models/minilm.yaml``). Both hold the stages ``pre_finetuning`` and ``fine_tuning``: mappings of options
-of ``fairseq-train`` and of the keys in :data:`STAGE_KEYS`. What stands later wins::
+of ``fairseq-train`` and of the keys at the end of this file. What stands later wins::
 
     the model's options  <  its stage  <  study  <  scale  <  dataset  <  start  <  variant  <  grid  <  command line
 
@@ -141,12 +141,12 @@ def read_study(
             parts[key] = tuple(_columns(node, path))
     for key in ("pre_finetuning", "fine_tuning"):
         under = getattr(like or read, key)
-        parts[key] = merged(under, *(read_stage(layer[key], path) for layer in (top, section) if key in layer))
-    inherited = (
-        vars(like) if like else {"columns": read.columns, "starts": {}, "variants": {}, **dict.fromkeys(_TEXTS, "")}
+        parts[key] = merged(under, *(read_stage(layer[key], path, key) for layer in (top, section) if key in layer))
+    unless_given = {"title": path.stem, "about": "", "paper": "", "figure": FIGURES[0], "axis": "start"}
+    unless_given |= {"starts": {}, "variants": {}, "columns": read.columns}
+    return Study(
+        **(vars(like) if like else unless_given) | texts | parts | {"path": path, "scale": scale, "model": read}
     )
-    inherited |= {} if like else {"title": path.stem, "figure": FIGURES[0], "axis": "start"}
-    return Study(**inherited | texts | parts | {"path": path, "scale": scale, "model": read})
 
 
 def read_model(path: Path, *, for_files: tuple[Path, ...] = ()) -> Model:
@@ -169,9 +169,9 @@ def read_model(path: Path, *, for_files: tuple[Path, ...] = ()) -> Model:
         own["prepare"] = tuple(_text(item, path) for item in _items(top["prepare"], path))
     if "columns" in top:
         own["columns"] = tuple(_columns(top["columns"], path))
-    options = read_stage(top["options"], path) if "options" in top else {}
+    options = read_stage(top["options"], path, "options") if "options" in top else {}
     for key in ("pre_finetuning", "fine_tuning"):
-        own[key] = merged(like.get(key, {}), options, read_stage(top[key], path) if key in top else {})
+        own[key] = merged(like.get(key, {}), options, read_stage(top[key], path, key) if key in top else {})
     return Model(**{"source": None, "prepare": (), "columns": ()} | like | own)
 
 
@@ -188,14 +188,19 @@ def merged(*stages: Stage) -> Stage:
     return together
 
 
-def read_stage(node: yaml.Node, path: Path) -> Stage:
-    """Read a mapping of options and of :data:`STAGE_KEYS`. Raises MuppetError with the line of what is wrong."""
-    return {key: _setting(key, value, path) for key, value in _mapping(node, path).items()}
+def read_stage(node: yaml.Node, path: Path, stage: str) -> Stage:
+    """Read a mapping of options and of the keys of a stage (or of ``options``, which both stages share).
+
+    Raises MuppetError with the line of what is wrong.
+    """
+    return {key: _setting(key, value, path, stage) for key, value in _mapping(node, path).items()}
 
 
-def _setting(key: str, node: yaml.Node, path: Path) -> Any:
+def _setting(key: str, node: yaml.Node, path: Path, stage: str) -> Any:
     if key in _SET_BY_STUDIES:
         raise MuppetError(f"{place(path, node)}: {key!r} is set by the study; give {_SET_BY_STUDIES[key]}")
+    if key in STAGE_KEYS and key not in _KEYS[stage]:
+        raise MuppetError(f"{place(path, node)}: {key!r} does not belong to {stage}")
     return STAGE_KEYS.get(key, _text)(node, path)
 
 
@@ -212,12 +217,15 @@ def _start(name: str, node: yaml.Node, path: Path) -> Start:
     return Start(
         label=_text(values["label"], path) if "label" in values else name.replace("_", " "),
         x=_number(values["x"], path) if "x" in values else None,
-        **{key: read_stage(values[key], path) if key in values else {} for key in ("pre_finetuning", "fine_tuning")},
+        **{
+            key: read_stage(values[key], path, key) if key in values else {}
+            for key in ("pre_finetuning", "fine_tuning")
+        },
     )
 
 
 def _variant(name: str, node: yaml.Node, path: Path) -> Stage:
-    return read_stage(node, path)
+    return read_stage(node, path, "fine_tuning")
 
 
 def _columns(node: yaml.Node, path: Path) -> Iterator[Column]:
@@ -314,12 +322,12 @@ def _grid(node: yaml.Node, path: Path) -> dict[str, tuple[Any, ...]]:
         if option in STAGE_KEYS and option not in _IN_GRIDS:
             known = f"options of fairseq-train and {', '.join(_IN_GRIDS)}"
             raise MuppetError(f"{place(path, values)}: a grid takes {known}, not {option!r}")
-        grid[option] = tuple(_setting(option, value, path) for value in _some(values, path))
+        grid[option] = tuple(_setting(option, value, path, "fine_tuning") for value in _some(values, path))
     return grid
 
 
 def _datasets(node: yaml.Node, path: Path) -> dict[str, Stage]:
-    return {name: read_stage(values, path) for name, values in _mapping(node, path).items()}
+    return {name: read_stage(values, path, "fine_tuning") for name, values in _mapping(node, path).items()}
 
 
 #: what the driver says to fairseq-train itself, and what says it in a stage
@@ -336,26 +344,33 @@ _SET_BY_STUDIES = {
 #: keys of a stage that a grid may have
 _IN_GRIDS = ("epochs", "updates", "warmup", "sub-batches", "examples")
 
-#: what a stage knows besides fairseq-train's options, and what reads it
-STAGE_KEYS: dict[str, Callable[[yaml.Node, Path], Any]] = {
-    # either stage
+_EITHER: dict[str, Callable[[yaml.Node, Path], Any]] = {
     "sub-batches": _count,  # of an update, whatever the number of workers
     "updates": _count,  # how many; instead of epochs
     "epochs": _count,
     "warmup": _share,  # of the updates
+    "examples": _examples,  # of each training set, as many or such a share; fine-tuning draws anew for each seed
     "seeds": _count,  # how many runs that differ in nothing else; fine-tunings take turns at pre-finetunings
-    # pre-finetuning
+}
+_PRE_FINETUNING = {
     "suite": _file,
     "own-heads": _flag,  # one for each dataset, also in the families that share one
     "workers": _workers,  # GPUs, or processes on CPUs; all: as many as there are
-    # fine-tuning
+}
+_FINE_TUNING = {
     "train": _words,  # one run on these datasets is judged on all columns; else one run on each column's dataset
     "head": _checked(r"\w[\w-]*", "a head's name", str),  # of all datasets in "train"
     "metric": _text,  # instead of the dataset's own main one
-    "examples": _examples,  # of each training set, as many or such a share, drawn anew for each seed
     "reuse-heads": _flag,  # of the pre-finetuned model
     "grid": _grid,  # option: values
     "split": _text,  # what it is judged on; default: valid
     "generation": _texts_by_name,  # options of 'muppet evaluate'
     "datasets": _datasets,  # settings for single datasets
 }
+_KEYS = {
+    "options": _EITHER,
+    "pre_finetuning": _EITHER | _PRE_FINETUNING,
+    "fine_tuning": _EITHER | _FINE_TUNING,
+}
+#: what a stage knows besides fairseq-train's options, and what reads it
+STAGE_KEYS = _EITHER | _PRE_FINETUNING | _FINE_TUNING
