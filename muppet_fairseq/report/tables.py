@@ -37,7 +37,10 @@ def variant_name(variant: str | None) -> str:
 
 
 def scores_tables(section: Section) -> list[str]:
-    """Scores as the paper lays them out: one table, or for a heat map one for each column."""
+    """Scores as the paper lays them out: one table, or for a heat map one for each column; none of a study that only
+    pre-finetunes."""
+    if not section.columns:
+        return []
     if section.study.figure != "heat_map":
         return [_by_start(section)]
     return [f"**{plain(label)}**\n\n{_by_variant(section, label)}" for _, label in section.columns]

@@ -147,12 +147,12 @@ def _fine_tunings(
     study: Study, name: str, start: Start, before: list[Run], checkpoint: Path | None
 ) -> Iterator[FineTuning]:
     own_heads = name != BASE and merged(study.pre_finetuning, start.pre_finetuning).get("own-heads", False)
-    datasets = [dataset for column in study.columns for dataset in column.datasets]
+    datasets = list(dict.fromkeys(dataset for column in study.columns for dataset in column.datasets))
     for variant, changes in (study.variants or {None: {}}).items():
         common = merged(study.fine_tuning, start.fine_tuning, changes)
         if not datasets:
             return
-        for judged in [datasets] if "train" in common else [[dataset] for dataset in dict.fromkeys(datasets)]:
+        for judged in [datasets] if "train" in common else [[dataset] for dataset in datasets]:
             own = {} if "train" in common else study.fine_tuning.get("datasets", {}).get(judged[0], {})
             settings = merged(study.fine_tuning, own, start.fine_tuning, changes)
             for point, seed in itertools.product(_points(settings), range(1, settings.get("seeds", 3) + 1)):
