@@ -6,6 +6,8 @@ Each function says which version needs it and why; :func:`apply` is called once,
 from __future__ import annotations
 
 import argparse
+import logging
+import math
 import os
 import shutil
 import warnings
@@ -15,8 +17,12 @@ import numpy as np
 import torch
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
+from fairseq.logging import metrics, progress_bar
 from fairseq.models import distributed_fairseq_model
+from fairseq_cli import train
 from torch.nn.parallel import DistributedDataParallel
+
+logger = logging.getLogger(__name__)
 
 
 def allow_checkpoint_types() -> None:
@@ -77,6 +83,26 @@ def copy_checkpoints_whole() -> None:
     PathManager.copy = staticmethod(_copy_whole)
 
 
+def _train_what_is_left(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> tuple[list[float | None], bool]:
+    if trainer.get_num_updates() < (cfg.optimization.max_update or math.inf):
+        return _train_epoch(cfg, trainer, task, epoch_itr)
+    logger.info("all %d updates were done before", trainer.get_num_updates())
+    # the checkpoint has kept the epoch's meters: the same figures as the first time
+    stats = train.get_training_stats(metrics.get_smoothed_values("train"))
+    progress = progress_bar.progress_bar([], log_format=cfg.common.log_format, epoch=epoch_itr.epoch)
+    progress.print(stats, tag="train", step=trainer.get_num_updates())
+    return [None], True
+
+
+_train_epoch = train.train
+
+
+def stop_at_max_update() -> None:
+    """ve-fairseq 0.12.3 looks at ``--max-update`` only after an update: a run that has had them all does one more
+    each time that it is started."""
+    train.train = _train_what_is_left
+
+
 def silence_known_warnings() -> None:
     """ve-fairseq 0.12.3 pins memory without a GPU and calls autocast by its old name, once a step (torch >= 2.4)."""
     warnings.filterwarnings("ignore", message=".*'pin_memory' argument is set as true.*")
@@ -93,4 +119,5 @@ def apply() -> None:
     adapt_data_parallel()
     adapt_broadcast()
     copy_checkpoints_whole()
+    stop_at_max_update()
     silence_known_warnings()

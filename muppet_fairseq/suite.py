@@ -106,7 +106,9 @@ class Suite:
 
 
 def _line(entry: SuiteEntry) -> str:
-    examples = f"{float(entry.examples * 100):.9g}%" if isinstance(entry.examples, Fraction) else entry.examples
+    examples: Any = entry.examples
+    if isinstance(examples, Fraction):
+        examples = f"{float(examples * 100):.9f}".rstrip("0").rstrip(".") + "%"
     partition = None if entry.partition == 1 else entry.partition
     given = {"examples": examples, "partition": partition, "head": entry.head, "metric": entry.metric}
     return f"{{{', '.join(f'{k}: {v}' for k, v in {'name': entry.name, **given}.items() if v is not None)}}}"

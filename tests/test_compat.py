@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fairseq import checkpoint_utils
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
+from fairseq.file_io import PathManager
 
 from muppet_fairseq import compat
 from tests.toy_suite import ROOT, logged, trained
@@ -119,5 +122,30 @@ def test_a_run_of_stock_fairseq_resumes(data, tmp_path, without_compat):
         torch.load(path)  # what stock fairseq does on its own
     trained([*arguments, "--max-update", "3"])
     assert [int(line["num_updates"]) for line in logged(tmp_path / "run", "train_inner")] == [1, 2, 3]
+    *_, last = logged(tmp_path / "run", "train")
+    trained([*arguments, "--max-update", "3"])  # there is nothing left to do
+    assert len(logged(tmp_path / "run", "train_inner")) == 3
+    *_, again = logged(tmp_path / "run", "train")
+    assert (again["train_loss"], again["train_num_updates"]) == (last["train_loss"], "3")
     compat.allow_checkpoint_types()
     assert load_checkpoint_to_cpu(str(path))["optimizer_history"][-1]["num_updates"] == 3
+
+
+def test_a_copy_of_a_checkpoint_that_is_interrupted_leaves_the_old_one(tmp_path, monkeypatch):
+    new, last = tmp_path / "checkpoint_1_4.pt", tmp_path / "checkpoint_last.pt"
+    new.write_bytes(b"new" * 1000)
+    last.write_bytes(b"old")
+    assert checkpoint_utils.PathManager is PathManager  # what fairseq saves with
+
+    def interrupted(source: str, target: str) -> None:
+        Path(target).write_bytes(Path(source).read_bytes()[:1000])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            PathManager.copy(str(new), str(last), overwrite=True)
+    assert last.read_bytes() == b"old"
+    assert PathManager.copy(str(new), str(last), overwrite=True)
+    assert last.read_bytes() == new.read_bytes()
+    assert sorted(tmp_path.iterdir()) == [new, last]

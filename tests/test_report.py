@@ -306,10 +306,10 @@ def test_the_words_tell_gains_from_noise(tmp_path):
     text = page([section])
     mean = np.mean([comparison(section, "batch_heterogeneous", label).difference for label in ("PIQA", "BoolQ")])
     assert (
-        f"- **batch heterogeneous**: {mean:+.1f} points on average, higher on 2 of 2. Beyond doubt: "
+        f"- **batch heterogeneous**: {mean:+.1f} points on average, higher on 2 of 2. Significant: "
         f"PIQA ({sure.difference:+.1f}); BoolQ (" in text
     )
-    assert re.search(r"- \*\*batch homogeneous\*\*: .* In doubt: PIQA \(.*\); BoolQ \(.*\)\.\n", text)
+    assert re.search(r"- \*\*batch homogeneous\*\*: .* Not significant: PIQA \(.*\); BoolQ \(.*\)\.\n", text)
 
 
 # hyper-parameters

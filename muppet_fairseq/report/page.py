@@ -24,8 +24,8 @@ from muppet_fairseq.report.tables import (
     signed,
 )
 
-#: corrected p below which the words call a difference beyond doubt
-SURE = 0.05
+#: corrected p below which the words call a difference significant
+LEVEL = 0.05
 #: so many comparisons of a start are named, more are counted; longer tables are folded
 NAMED, FOLDED = 10, 20
 
@@ -135,7 +135,7 @@ def _caption(section: Section) -> str:
 
 
 def _in_words(section: Section) -> list[str]:
-    """Which differences the test examples leave no doubt about, for each start."""
+    """Which differences are significant over the test examples, for each start."""
     by_start: dict[tuple[str, str], list[Comparison]] = defaultdict(list)
     for comparison in section.comparisons:
         if comparison.column != MEAN.label and comparison.difference is not None:
@@ -147,14 +147,14 @@ def _in_words(section: Section) -> list[str]:
         higher = sum(c.difference > 0 for c in found)
         words = f"{signed(mean)} points on average, higher on {higher} of {len(found)}."
         tested = [c for c in found if c.over_examples]
-        sure = [c for c in tested if c.over_examples.holm < SURE]
+        significant = [c for c in tested if c.over_examples.holm < LEVEL]
         if len(found) > NAMED:
-            gains = sum(c.difference > 0 for c in sure)
-            words += f" Beyond doubt: {f'{gains} gains, {len(sure) - gains} losses' if sure else 'none'}."
+            gains = sum(c.difference > 0 for c in significant)
+            words += f" Significant: {f'{gains} gains, {len(significant) - gains} losses' if significant else 'none'}."
         else:
             for kind, those in (
-                ("Beyond doubt", sure),
-                ("In doubt", [c for c in tested if c not in sure]),
+                ("Significant", significant),
+                ("Not significant", [c for c in tested if c not in significant]),
                 ("Not tested", [c for c in found if c not in tested]),
             ):
                 words += f" {kind}: {_names(those)}." if those else ""
@@ -162,7 +162,7 @@ def _in_words(section: Section) -> list[str]:
     if not lines:
         return []
     about = (
-        f"Beyond doubt: p over the test examples is below {SURE:g} after Holm's correction for their number. "
+        f"Significant: p over the test examples is below {LEVEL:g} after Holm's correction for their number. "
         "That is about other test examples, not about other seeds."
     )
     return ["\n".join(lines), about]

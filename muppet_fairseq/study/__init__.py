@@ -23,9 +23,9 @@ from muppet_fairseq.provenance import versions
 from muppet_fairseq.report.read import FORMAT
 from muppet_fairseq.study.commands import UPDATES, Machine, evaluate_command, train_command
 from muppet_fairseq.study.driver import Driver
-from muppet_fairseq.study.expand import BASE, Plan, Run, expand
+from muppet_fairseq.study.expand import Plan, Run, expand
 from muppet_fairseq.study.run_folder import read_run
-from muppet_fairseq.study.settings import Model, read_study
+from muppet_fairseq.study.settings import BASE, Model, read_study
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,17 +59,13 @@ def run(args: argparse.Namespace) -> None:
     Raises MuppetError for what is wrong in its files, and at the end where runs failed.
     """
     study = read_study(args.study, args.scale, args.model)
-    if args.updates:
-        study.pre_finetuning["updates"] = args.updates
-    if args.seeds:
-        study.fine_tuning["seeds"] = args.seeds
     if bool(args.launcher) != bool(args.workers):
         raise MuppetError("--launcher and --workers go together: what starts the workers, and how many it starts")
     checkpoints = {name: path for start, path in args.checkpoint for name in ([start] if start else study.starts)}
     for path in checkpoints.values():
         if not (path.is_file() or args.dry_run):
             raise MuppetError(f"there is no checkpoint {path}; see --checkpoint")
-    plan = expand(study, checkpoints)
+    plan = expand(study, checkpoints, updates=args.updates, seeds=args.seeds)
     runs = args.runs or Path("runs") / study.model.path.stem
     machine = _machine(args)
     wanted = _wanted(plan, args.only)
@@ -78,9 +74,16 @@ def run(args: argparse.Namespace) -> None:
         return
     _prepare(study.model, wanted, machine)
     command = shlex.join(["muppet", *sys.argv[1:]])
-    write_text(runs / "studies" / study.name / "study.json", json.dumps(_described(plan, command), indent=1) + "\n")
-    failures = Driver(runs, machine, keep=args.keep_models).work_off(wanted)
-    report.run(Namespace(runs=[runs], out=None))
+    if plan.fine_tunings:
+        write_text(runs / "studies" / study.name / "study.json", json.dumps(_described(plan, command), indent=1) + "\n")
+    try:
+        failures = Driver(runs, machine, keep=args.keep_models).work_off(wanted)
+    except KeyboardInterrupt:
+        raise MuppetError(f"stopped; the same command goes on with what is in {runs}") from None
+    if plan.fine_tunings:
+        report.run(Namespace(runs=[runs], out=None))
+    else:  # there are no scores to report
+        print("\n".join(str(runs / run.folder / "checkpoint_last.pt") for run in wanted if run.key not in failures))
     if failures:
         failed = [run for run in wanted if run.key in failures]
         named = "; ".join(f"{run.label}: {failures[run.key]}" for run in failed[:3])

@@ -6,11 +6,12 @@ import shlex
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import muppet_fairseq
 from muppet_fairseq import plan
 from muppet_fairseq.data.schedule import SAMPLINGS, STRATEGIES
-from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.errors import MuppetError, nearest
 from muppet_fairseq.study.expand import Run
 from muppet_fairseq.tasks.muppet import MuppetTaskConfig
 
@@ -101,7 +102,7 @@ def train_command(run: Run, runs: Path, machine: Machine, updates: int | str) ->
             words.append(f"--{option}")
         elif value != "false":
             words += [f"--{option}", value]
-    return Command((*_launcher(machine, workers), *words), "train.log")
+    return Command((*_launcher(run, machine, workers), *words), "train.log")
 
 
 def evaluate_command(run: Run, runs: Path, machine: Machine) -> Command:
@@ -142,7 +143,6 @@ def count_updates(run: Run, suite: Path) -> int:
         return run.settings["updates"]
     if "epochs" not in run.settings:
         raise MuppetError(f"{run.label}: nothing says how long; give 'updates' or 'epochs' in the study or the model")
-    options = run.options
     # one worker and all of an update's sub-batches: the same number of updates as on any number of workers
     described = plan.describe(
         Namespace(
@@ -151,28 +151,39 @@ def count_updates(run: Run, suite: Path) -> int:
             workers=1,
             update_freq=sub_batches(run),
             sub_batches=None,
-            max_tokens=_whole(options.get("max-tokens")),
-            batch_size=_whole(options.get("batch-size")),
-            max_positions=int(options.get("max-positions", MuppetTaskConfig.max_positions)),
-            window_overlap=int(options.get("window-overlap", MuppetTaskConfig.window_overlap)),
-            batching=options.get("batching", STRATEGIES[0]),
-            sampling=options.get("sampling", SAMPLINGS[0]),
-            sampling_temperature=float(options.get("sampling-temperature", MuppetTaskConfig.sampling_temperature)),
+            max_tokens=_number(run, "max-tokens", int, None),
+            batch_size=_number(run, "batch-size", int, None),
+            max_positions=_number(run, "max-positions", int, MuppetTaskConfig.max_positions),
+            window_overlap=_number(run, "window-overlap", int, MuppetTaskConfig.window_overlap),
+            batching=_one_of(run, "batching", STRATEGIES),
+            sampling=_one_of(run, "sampling", SAMPLINGS),
+            sampling_temperature=_number(run, "sampling-temperature", float, MuppetTaskConfig.sampling_temperature),
             seed=run.seed,
         )
     )
     return described["updates"] * run.settings["epochs"]
 
 
-def _whole(value: str | None) -> int | None:
-    return None if value is None else int(value)
+def _number(run: Run, option: str, kind: type[int | float], default: float | None) -> Any:
+    try:
+        return kind(run.options[option]) if option in run.options else default
+    except ValueError:
+        raise MuppetError(f"{run.label}: {run.options[option]!r} is no number for {option!r}") from None
 
 
-def _launcher(machine: Machine, workers: int) -> tuple[str, ...]:
+def _one_of(run: Run, option: str, known: tuple[str, ...]) -> str:
+    value = run.options.get(option, known[0])
+    if value not in known:
+        words = f"{nearest(value, known)}; known are {', '.join(known)}"
+        raise MuppetError(f"{run.label}: {value!r} is unknown for {option!r}{words}")
+    return value
+
+
+def _launcher(run: Run, machine: Machine, workers: int) -> tuple[str, ...]:
+    if run.kind == "pre_finetuning" and machine.launcher:
+        return machine.launcher
     if workers == 1:
         return ()
-    if machine.launcher:
-        return machine.launcher
     torchrun = ("torchrun", "--standalone", "--nproc-per-node", str(workers), "--no-python")
     return torchrun if machine.gpus else (*torchrun, "sh", "-c", _ON_CPUS, "sh")
 

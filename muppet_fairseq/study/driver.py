@@ -18,7 +18,7 @@ from muppet_fairseq.files import write_text
 from muppet_fairseq.study import run_folder
 from muppet_fairseq.study.commands import Command, Machine, count_updates, evaluate_command, train_command
 from muppet_fairseq.study.expand import Run
-from muppet_fairseq.study.processes import lock, start
+from muppet_fairseq.study.processes import lock, start, unlock
 
 #: seconds from one line of progress to the next when no run ends
 _SILENCE = 60
@@ -71,8 +71,12 @@ class Driver:
 
         Runs that others need come first in ``runs``. One that failed earlier is tried again; one whose pre-finetuning
         fails is left out. When this ends early, by Ctrl-C or an error, its processes end, too.
+
+        Raises:
+            MuppetError: a run wants more devices than there are, or its ``run.json`` cannot be read.
         """
         for run in runs:
+            self.machine.places(run)
             described = run_folder.read_run(self.runs / run.folder)
             if described.get("state") == "finished":
                 self._note_finished(run, described["seconds"])
@@ -101,7 +105,8 @@ class Driver:
             if run.after and run.after.key in self._failures:
                 self._waiting.remove(run)
                 self._fail(run, f"it starts from {run.after.label}, which failed")
-            if run not in self._waiting or (run.after and run.after.key not in self._finished):
+                continue
+            if run.after and run.after.key not in self._finished:
                 continue
             count = self.machine.places(run)
             if count > len(self._free):
@@ -112,7 +117,7 @@ class Driver:
             described = run_folder.read_run(self.runs / run.folder)
             self._waiting.remove(run)
             if described.get("state") == "finished":
-                claim.close()
+                unlock(claim)
                 self._note_finished(run, described["seconds"])
                 continue
             devices, self._free = self._free[:count], self._free[count:]
@@ -120,7 +125,10 @@ class Driver:
                 self._jobs.append(self._begin(run, devices, claim, described))
             except MuppetError as error:
                 self._free += devices
-                claim.close()
+                failed = run_folder.describe_run(run, "failed", [], described.get("seconds", 0.0), str(error))
+                failed["commands_done"] = described.get("commands_done", 0)
+                run_folder.write_run(self.runs / run.folder, failed)
+                unlock(claim)
                 self._fail(run, str(error))
 
     def _begin(self, run: Run, devices: list[str], claim: IO[str], described: dict[str, Any]) -> _Job:
@@ -131,7 +139,11 @@ class Driver:
         if run.judged.entries:
             write_text(folder / "judged.yaml", run.judged.text())
             commands.append(evaluate_command(run, self.runs, self.machine))
-        done = min(described.get("commands_done", 0), len(commands) - 1)
+        trained = (folder / "checkpoint_last.pt").exists()
+        done = min(described.get("commands_done", 0), len(commands) - 1) if trained else 0
+        if done == 0 and run.options.get("no-save-optimizer-state") == "true":
+            # fairseq would count from 0 again, with the parameters of an attempt that got to its end
+            _remove_models(folder)
         job = _Job(
             run=run,
             updates=updates,
@@ -177,14 +189,13 @@ class Driver:
         else:
             self._write(job, "finished", **outcome)
             if job.run.judged.entries and not self.keep:
-                for checkpoint in folder.glob("*.pt"):
-                    checkpoint.unlink()
+                _remove_models(folder)
             self._note_finished(job.run, job.seconds)
             self._tell(f"{job.run.label}: {_outcome(outcome)} ({job.seconds:.0f} s)")
-        job.claim.close()
+        unlock(job.claim)
 
-    def _write(self, job: _Job, state: str, **more: Any) -> None:
-        described = run_folder.describe_run(job.run, state, list(map(str, job.commands)), job.seconds)
+    def _write(self, job: _Job, state: str, reason: str | None = None, **more: Any) -> None:
+        described = run_folder.describe_run(job.run, state, list(map(str, job.commands)), job.seconds, reason)
         run_folder.write_run(self.runs / job.run.folder, described | {"commands_done": job.done} | more)
 
     def _note_finished(self, run: Run, seconds: float) -> None:
@@ -233,6 +244,11 @@ class Driver:
         return sum(alike) / len(alike) if alike else None
 
 
+def _remove_models(folder: Path) -> None:
+    for checkpoint in folder.glob("*.pt"):
+        checkpoint.unlink()
+
+
 def _alike(run: Run) -> str:
     return f"{run.kind} {' '.join(run.judged.names)}"
 
@@ -248,7 +264,8 @@ def _outcome(outcome: dict[str, Any]) -> str:
 
 def _last_words(errors: Path, code: int | None) -> str:
     """Why a process ended with ``code``: its sentence, or the last line that it wrote."""
-    lines = [line.strip() for line in errors.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    text = errors.read_text(encoding="utf-8", errors="replace") if errors.exists() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     sentences = [line.removeprefix("muppet: ") for line in lines if line.startswith("muppet: ")]
     said = (sentences or lines or ["it said nothing"])[-1]
     return f"{said} (exit status {code}, see {errors})"

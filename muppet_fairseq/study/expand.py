@@ -16,11 +16,9 @@ from types import MappingProxyType
 from typing import Any
 
 from muppet_fairseq.errors import MuppetError, nearest
-from muppet_fairseq.study.settings import STAGE_KEYS, Stage, Start, Study, merged
+from muppet_fairseq.study.settings import BASE, STAGE_KEYS, Stage, Start, Study, merged
 from muppet_fairseq.suite import Suite, SuiteEntry
 
-#: the start that is not pre-finetuned, which all others are compared with
-BASE = "base"
 #: settings that do not change a run's result
 _NO_MATTER = ("seeds", "workers", "suite", "grid", "datasets", "train", "head", "metric", "examples", "own-heads")
 
@@ -97,11 +95,19 @@ class Plan:
         return list({run.key: run for run in (*before, *after)}.values())
 
 
-def expand(study: Study, checkpoints: Mapping[str, Path] = MappingProxyType({})) -> Plan:
+def expand(
+    study: Study,
+    checkpoints: Mapping[str, Path] = MappingProxyType({}),
+    *,
+    updates: int | None = None,
+    seeds: int | None = None,
+) -> Plan:
     """Expand a study.
 
     Args:
         checkpoints: files to start from, by start, instead of pre-finetuning.
+        updates: of each pre-finetuning, whatever the study says.
+        seeds: of each fine-tuning, likewise.
 
     Raises:
         MuppetError: a suite or a combination of settings cannot be used.
@@ -114,13 +120,13 @@ def expand(study: Study, checkpoints: Mapping[str, Path] = MappingProxyType({}))
     tunings = []
     for name, start in {BASE: base, **study.starts}.items():
         if name != BASE:
-            before[name] = [] if name in checkpoints else list(_pre_finetunings(study, name, start))
-        tunings += _fine_tunings(study, name, start, before[name], checkpoints.get(name))
+            before[name] = [] if name in checkpoints else list(_pre_finetunings(study, name, start, updates))
+        tunings += _fine_tunings(study, name, start, before[name], checkpoints.get(name), seeds)
     return Plan(study, before, tunings)
 
 
-def _pre_finetunings(study: Study, name: str, start: Start) -> Iterator[Run]:
-    settings = merged(study.pre_finetuning, start.pre_finetuning)
+def _pre_finetunings(study: Study, name: str, start: Start, updates: int | None) -> Iterator[Run]:
+    settings = merged(study.pre_finetuning, start.pre_finetuning, {"updates": updates} if updates else {})
     if "suite" not in settings:
         raise MuppetError(f"{study.path}: the pre-finetuning of {name!r} has no 'suite'")
     entries = Suite.load(settings["suite"]).entries
@@ -144,26 +150,32 @@ def _pre_finetunings(study: Study, name: str, start: Start) -> Iterator[Run]:
 
 
 def _fine_tunings(
-    study: Study, name: str, start: Start, before: list[Run], checkpoint: Path | None
+    study: Study, name: str, start: Start, before: list[Run], checkpoint: Path | None, seeds: int | None
 ) -> Iterator[FineTuning]:
     own_heads = name != BASE and merged(study.pre_finetuning, start.pre_finetuning).get("own-heads", False)
     datasets = list(dict.fromkeys(dataset for column in study.columns for dataset in column.datasets))
+    if not datasets:
+        return
     for variant, changes in (study.variants or {None: {}}).items():
-        common = merged(study.fine_tuning, start.fine_tuning, changes)
-        if not datasets:
-            return
-        for judged in [datasets] if "train" in common else [[dataset] for dataset in datasets]:
-            own = {} if "train" in common else study.fine_tuning.get("datasets", {}).get(judged[0], {})
-            settings = merged(study.fine_tuning, own, start.fine_tuning, changes)
-            for point, seed in itertools.product(_points(settings), range(1, settings.get("seeds", 3) + 1)):
-                run = _fine_tuning(study, name, variant, judged, settings | point, seed, own_heads)
+        layers = (study.fine_tuning, start.fine_tuning, changes)
+        together = any("train" in layer for layer in layers)
+        for judged in [datasets] if together else [[dataset] for dataset in datasets]:
+            own = layers if together else [_for_dataset(layer, judged[0]) for layer in layers]
+            common = merged(*own, {"seeds": seeds} if seeds else {})
+            for point, seed in itertools.product(_points(common), range(1, common.get("seeds", 3) + 1)):
+                settings = merged(common, point)
+                run = _fine_tuning(study, name, variant, judged, settings, seed, own_heads)
                 if before:
                     after = before[(seed - 1) % len(before)]
                     run = replace(run, after=after, slug=f"{run.slug}/{after.key}")
                 else:
                     model = checkpoint or run.model
                     run = replace(run, model=model, slug=f"{run.slug}/{model.stem if checkpoint else BASE}")
-                yield FineTuning(run, name, variant, _hyper_parameters(settings | point))
+                yield FineTuning(run, name, variant, _hyper_parameters(settings))
+
+
+def _for_dataset(stage: Stage, dataset: str) -> Stage:
+    return merged(stage, stage.get("datasets", {}).get(dataset, {}))
 
 
 def _fine_tuning(
@@ -175,7 +187,9 @@ def _fine_tuning(
 
     drawn = {"examples": settings["examples"], "partition": seed} if "examples" in settings else {}
     train = settings.get("train", judged)
-    what = variant if "train" in settings else judged[0] + (f" ({variant})" if variant else "")
+    what = f"{judged[0]} ({variant})" if variant else judged[0]
+    if "train" in settings:
+        what = variant or "+".join(train)
     return Run(
         kind="fine_tuning",
         label=f"{what} from {start}, seed {seed}",
@@ -190,8 +204,8 @@ def _fine_tuning(
     )
 
 
-def _points(settings: Stage) -> list[dict[str, str]]:
-    """The points of the grid, as options; one without any where there is no grid."""
+def _points(settings: Stage) -> list[Stage]:
+    """The points of the grid, as settings; one without any where there is no grid."""
     grid = settings.get("grid", {})
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
@@ -202,7 +216,7 @@ def _hyper_parameters(settings: Stage) -> dict[str, float | str]:
     return {name: _number_or_text(settings[name]) for name in names if name in settings}
 
 
-def _number_or_text(value: str) -> float | str:
+def _number_or_text(value: Any) -> float | str:
     try:
         return float(value)
     except ValueError:

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import sysconfig
 from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -53,15 +54,27 @@ def lock(folder: Path) -> IO[str] | None:
     return file
 
 
+def unlock(file: IO[str]) -> None:
+    """Give a claim up, also that of processes which were forked meanwhile for other runs."""
+    fcntl.flock(file, fcntl.LOCK_UN)
+    file.close()
+
+
 def _work(words: tuple[str, ...], output: Path, errors: Path, environment: dict[str, str], parent: int) -> None:
     _end_with(parent)
-    # a log goes on where the last attempt ended; results are those of this attempt
-    with open(output, "ab" if output.suffix == ".log" else "wb") as out, open(errors, "ab") as err:
+    # a log goes on where the last attempt ended; results and errors are those of this attempt
+    with open(output, "ab" if output.suffix == ".log" else "wb") as out, open(errors, "wb") as err:
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
+    # a notebook or a test may have put something else there
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     os.environ.update(environment)
     programs: dict[str, Callable[[], None]] = {"fairseq-train": _train, "muppet": _muppet}
     if words[0] not in programs:
+        # what kills this process's group would leave the workers without torchrun, which ends them in good order
+        os.setsid()
+        # torchrun and fairseq-train lie beside Python, also where its environment is not activated
+        os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
         os.execvp(words[0], words)
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     sys.argv = list(words)

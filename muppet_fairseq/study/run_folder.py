@@ -7,6 +7,7 @@ nobody works on it was interrupted, and goes on where it can.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,8 +58,12 @@ def write_run(folder: Path, described: dict[str, Any]) -> None:
 
 def training_of(folder: Path) -> dict[str, float]:
     """Updates and mean scaled loss at the end of ``train.log``. Raises MuppetError where it has no such line."""
-    stats = last_logged(folder / "train.log", "train")
-    return {"updates": int(stats["train_num_updates"]), "loss": float(stats["train_loss"])}
+    log = folder / "train.log"
+    stats = last_logged(log, "train")
+    loss = float(stats["train_loss"])
+    if not math.isfinite(loss):
+        raise MuppetError(f"{log}: the loss is {loss} at the end; a lower learning rate may help")
+    return {"updates": int(stats["train_num_updates"]), "loss": loss}
 
 
 def results_of(folder: Path) -> dict[str, Any]:
@@ -77,7 +82,8 @@ def last_logged(log: Path, tag: str) -> dict[str, Any]:
     Raises MuppetError when there is none.
     """
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    found = re.findall(rf"\| {tag} \| (\{{.*\}})$", text, flags=re.MULTILINE)
+    # a process that was killed may have left half a line, which the next one has gone on with
+    found = re.findall(rf"^.*\| {tag} \| (\{{.*\}})$", text, flags=re.MULTILINE)
     if not found:
         raise MuppetError(f"{log} has no line of {tag!r}: the run did not get there")
     return json.loads(found[-1])

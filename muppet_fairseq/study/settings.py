@@ -22,9 +22,12 @@ from typing import Any
 import yaml
 
 from muppet_fairseq.errors import MuppetError, nearest
-from muppet_fairseq.report.read import FIGURES
+from muppet_fairseq.report.read import FIGURES, Column
 from muppet_fairseq.suite import number_or_share
 from muppet_fairseq.yaml_file import compose, items, place
+
+#: the start that is not pre-finetuned, which all others are compared with
+BASE = "base"
 
 #: settings of a stage: keys of STAGE_KEYS, and options of fairseq-train without "--", their values as texts
 Stage = dict[str, Any]
@@ -41,15 +44,6 @@ class Start:
     x: float | None
     pre_finetuning: Stage
     fine_tuning: Stage
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the table: a dataset, or several whose test examples are judged as one set."""
-
-    label: str
-    group: str
-    datasets: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -103,24 +97,33 @@ _MODEL_KEYS = ("like", "name", "encoder", "data", "import", "prepare", "columns"
 _MODEL_KEYS += ("pre_finetuning", "fine_tuning")
 
 
-def read_study(path: Path, scale: str | None = None, model: Path | None = None) -> Study:
+def read_study(
+    path: Path, scale: str | None = None, model: Path | None = None, *, for_files: tuple[Path, ...] = ()
+) -> Study:
     """Read a study file for one of its scales (None: its first), over the one that it is ``like``.
 
-    ``model`` is another model file than the scale's. Raises MuppetError with file and line for what is wrong.
+    ``model`` is another model file than the scale's; ``for_files`` are those that are ``like`` this one. Raises
+    MuppetError with file and line for what is wrong.
     """
     root = compose(path, "the study")
     top = _mapping(root, path, ("like", *_TEXTS, *_PARTS, "scales"))
-    like = read_study(Path(_file(top["like"], path)), scale, model) if "like" in top else None
     scales = _mapping(top["scales"], path) if "scales" in top else {}
-    known = [*scales, *([like.scale] if like else [])]
-    chosen = scale or next(iter(known), None)
-    if chosen not in known:
-        raise MuppetError(f"{path} has no scale {chosen!r}{nearest(str(chosen), known)}; it has {', '.join(known)}")
-    section = _mapping(scales[chosen], path, ("model", *_PARTS)) if chosen in scales else {}
+    scale = scale or next(iter(scales), None)
+    section = _mapping(scales[scale], path, ("model", *_PARTS)) if scale in scales else {}
     if model is None and "model" in section:
         model = Path(_file(section["model"], path))
-    if model is None and like is None:
-        raise MuppetError(f"{place(path, scales[chosen])}: the scale {chosen!r} has no 'model'")
+    like = None
+    if "like" in top:
+        files = (*for_files, path)
+        like = read_study(_like(top["like"], files), scale, model, for_files=files)
+        scale = like.scale
+    elif scale is None:
+        _needed(top, "scales", root, path)
+        raise MuppetError(f"{place(path, top['scales'])}: 'scales' has no scale")
+    elif scale not in scales:
+        raise MuppetError(f"{path} has no scale {scale!r}{nearest(scale, scales)}; it has {', '.join(scales)}")
+    elif model is None:
+        raise MuppetError(f"{place(path, scales[scale])}: the scale {scale!r} has no 'model'")
     read = read_model(model) if model else like.model
     texts = {key: " ".join(_text(top[key], path).split()) for key in _TEXTS if key in top}
     if texts.get("figure", FIGURES[0]) not in FIGURES:
@@ -132,6 +135,8 @@ def read_study(path: Path, scale: str | None = None, model: Path | None = None) 
         if key in ("starts", "variants"):
             read_part = _start if key == "starts" else _variant
             parts[key] = {name: read_part(name, value, path) for name, value in _mapping(node, path).items()}
+            if key == "starts" and BASE in parts[key]:
+                raise MuppetError(f"{place(path, node)}: {BASE!r} is the encoder itself; give this start another name")
         elif key == "columns":
             parts[key] = tuple(_columns(node, path))
     for key in ("pre_finetuning", "fine_tuning"):
@@ -141,14 +146,18 @@ def read_study(path: Path, scale: str | None = None, model: Path | None = None) 
         vars(like) if like else {"columns": read.columns, "starts": {}, "variants": {}, **dict.fromkeys(_TEXTS, "")}
     )
     inherited |= {} if like else {"title": path.stem, "figure": FIGURES[0], "axis": "start"}
-    return Study(**inherited | texts | parts | {"path": path, "scale": chosen, "model": read})
+    return Study(**inherited | texts | parts | {"path": path, "scale": scale, "model": read})
 
 
-def read_model(path: Path) -> Model:
-    """Read a model file, over the one that it is ``like``. Raises MuppetError with file and line for what is wrong."""
+def read_model(path: Path, *, for_files: tuple[Path, ...] = ()) -> Model:
+    """Read a model file, over the one that it is ``like``; ``for_files`` are those that are ``like`` this one.
+
+    Raises MuppetError with file and line for what is wrong.
+    """
     root = compose(path, "the model")
     top = _mapping(root, path, _MODEL_KEYS)
-    like = vars(read_model(Path(_file(top["like"], path)))) if "like" in top else {}
+    files = (*for_files, path)
+    like = vars(read_model(_like(top["like"], files), for_files=files)) if "like" in top else {}
     own: dict[str, Any] = {"path": path}
     for key in ("name", "encoder", "data", "import"):
         if key in top:
@@ -157,7 +166,7 @@ def read_model(path: Path) -> Model:
         elif key != "import" and not like:
             _needed(top, key, root, path)
     if "prepare" in top:
-        own["prepare"] = _words(top["prepare"], path)
+        own["prepare"] = tuple(_text(item, path) for item in _items(top["prepare"], path))
     if "columns" in top:
         own["columns"] = tuple(_columns(top["columns"], path))
     options = read_stage(top["options"], path) if "options" in top else {}
@@ -170,6 +179,8 @@ def merged(*stages: Stage) -> Stage:
     """Lay settings over each other, later ones over earlier ones; those of single datasets dataset by dataset."""
     together: Stage = {}
     for stage in stages:
+        if "epochs" in stage and "updates" not in stage:
+            together.pop("updates", None)  # which win where both are there
         datasets = dict(together.get("datasets", {}))
         for name, values in stage.get("datasets", {}).items():
             datasets[name] = merged(datasets.get(name, {}), values)
@@ -179,7 +190,21 @@ def merged(*stages: Stage) -> Stage:
 
 def read_stage(node: yaml.Node, path: Path) -> Stage:
     """Read a mapping of options and of :data:`STAGE_KEYS`. Raises MuppetError with the line of what is wrong."""
-    return {key: STAGE_KEYS.get(key, _text)(value, path) for key, value in _mapping(node, path).items()}
+    return {key: _setting(key, value, path) for key, value in _mapping(node, path).items()}
+
+
+def _setting(key: str, node: yaml.Node, path: Path) -> Any:
+    if key in _SET_BY_STUDIES:
+        raise MuppetError(f"{place(path, node)}: {key!r} is set by the study; give {_SET_BY_STUDIES[key]}")
+    return STAGE_KEYS.get(key, _text)(node, path)
+
+
+def _like(node: yaml.Node, files: tuple[Path, ...]) -> Path:
+    """The file that the last of ``files`` is like; each of them is like the next one."""
+    file = Path(_file(node, files[-1]))
+    if file.resolve() in [other.resolve() for other in files]:
+        raise MuppetError(f"{place(files[-1], node)}: {file} would be 'like' itself")
+    return file
 
 
 def _start(name: str, node: yaml.Node, path: Path) -> Start:
@@ -196,15 +221,20 @@ def _variant(name: str, node: yaml.Node, path: Path) -> Stage:
 
 
 def _columns(node: yaml.Node, path: Path) -> Iterator[Column]:
-    """``group: [dataset, {label: L, datasets: [...]}, ...]``."""
+    """``group: [dataset, {label: L, datasets: [...]}, ...]``; no two with the same label."""
+    labels = set()
     for group, members in _mapping(node, path).items():
         for member in _items(members, path):
             if isinstance(member, yaml.ScalarNode):
-                yield Column(member.value, group, (member.value,))
-                continue
-            values = _mapping(member, path, ("label", "datasets"))
-            datasets = _words(_needed(values, "datasets", member, path), path)
-            yield Column(_text(_needed(values, "label", member, path), path), group, datasets)
+                column = Column(member.value, group, (member.value,))
+            else:
+                values = _mapping(member, path, ("label", "datasets"))
+                datasets = _words(_needed(values, "datasets", member, path), path)
+                column = Column(_text(_needed(values, "label", member, path), path), group, datasets)
+            if column.label in labels:
+                raise MuppetError(f"{place(path, member)}: a second column {column.label!r}; give it another label")
+            labels.add(column.label)
+            yield column
 
 
 # -- values ---------------------------------------------------------------------------------------------------
@@ -237,7 +267,13 @@ def _text(node: yaml.Node, path: Path) -> str:
 
 
 def _words(node: yaml.Node, path: Path) -> tuple[str, ...]:
-    return tuple(_text(item, path) for item in _items(node, path))
+    return tuple(_text(item, path) for item in _some(node, path))
+
+
+def _some(node: yaml.Node, path: Path) -> list[yaml.Node]:
+    if not _items(node, path):
+        raise MuppetError(f"{place(path, node)}: this list is empty")
+    return node.value
 
 
 def _checked(pattern: str, wanted: str, convert: Callable[[str], Any]) -> Callable[[yaml.Node, Path], Any]:
@@ -252,7 +288,7 @@ def _checked(pattern: str, wanted: str, convert: Callable[[str], Any]) -> Callab
 
 _count = _checked(r"[1-9][0-9]*", "a positive whole number", int)
 _number = _checked(r"-?[0-9]+(\.[0-9]+)?", "a number", float)
-_share = _checked(r"0?\.[0-9]+|0|1", "a share from 0 to 1", float)
+_share = _checked(r"0?\.[0-9]+|0|1(\.0+)?", "a share from 0 to 1", float)
 _flag = _checked(r"true|false", "true or false", lambda value: value == "true")
 _workers = _checked(r"[1-9][0-9]*|all", "a positive whole number or 'all'", lambda v: v if v == "all" else int(v))
 
@@ -272,13 +308,33 @@ def _texts_by_name(node: yaml.Node, path: Path) -> dict[str, str]:
     return {key: _text(value, path) for key, value in _mapping(node, path).items()}
 
 
-def _grid(node: yaml.Node, path: Path) -> dict[str, tuple[str, ...]]:
-    return {option: _words(values, path) for option, values in _mapping(node, path).items()}
+def _grid(node: yaml.Node, path: Path) -> dict[str, tuple[Any, ...]]:
+    grid = {}
+    for option, values in _mapping(node, path).items():
+        if option in STAGE_KEYS and option not in _IN_GRIDS:
+            known = f"options of fairseq-train and {', '.join(_IN_GRIDS)}"
+            raise MuppetError(f"{place(path, values)}: a grid takes {known}, not {option!r}")
+        grid[option] = tuple(_setting(option, value, path) for value in _some(values, path))
+    return grid
 
 
 def _datasets(node: yaml.Node, path: Path) -> dict[str, Stage]:
     return {name: read_stage(values, path) for name, values in _mapping(node, path).items()}
 
+
+#: what the driver says to fairseq-train itself, and what says it in a stage
+_SET_BY_STUDIES = {
+    "update-freq": "'sub-batches'",
+    "max-update": "'updates'",
+    "total-num-update": "'updates'",
+    "max-epoch": "'epochs'",
+    "warmup-updates": "'warmup', a share",
+    "seed": "'seeds', how many",
+    "save-dir": "--runs to 'muppet study'",
+}
+
+#: keys of a stage that a grid may have
+_IN_GRIDS = ("epochs", "updates", "warmup", "sub-batches", "examples")
 
 #: what a stage knows besides fairseq-train's options, and what reads it
 STAGE_KEYS: dict[str, Callable[[yaml.Node, Path], Any]] = {
