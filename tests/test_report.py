@@ -626,18 +626,6 @@ def test_tables_of_labels_that_are_markdown(tmp_path):
     assert "i" not in structure.counts
 
 
-def test_a_study_that_only_pre_finetunes(tmp_path):
-    write_study(tmp_path, skill, columns=(), figure="lines")
-    cli.main(["report", str(tmp_path)])
-    text = (tmp_path / "report.md").read_text()
-    assert "2 runs: 2 finished." in text
-    assert "| batch heterogeneous | finished | 60 | 0.830 | 12 |" in text
-    assert "Hyper-parameters" not in text
-    assert "Percent" not in text
-    structure = Structure((tmp_path / "report.html").read_text())
-    assert "Pre-finetuning" in structure.words
-
-
 # files that are not what they should be
 
 
@@ -659,7 +647,6 @@ BROKEN_STUDIES = {
     "NaN": lambda study: changed(study, starts=[study["starts"][0] | {"x": float("nan")}]),
     "'columns' is missing": lambda study: json.dumps({k: v for k, v in study.items() if k != "columns"}),
     "starts, columns or fine_tunings are empty": lambda study: changed(study, starts=[]),
-    "or fine_tunings are empty": lambda study: changed(study, fine_tunings=[]),
     "'pie' is none of bars, lines, heat_map": lambda study: changed(study, figure="pie"),
     "'moon' is none of base, batch_homogeneous": lambda study: changed(
         study, fine_tunings=[study["fine_tunings"][0] | {"start": "moon"}]

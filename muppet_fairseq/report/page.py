@@ -85,15 +85,12 @@ def states(runs: Sequence[Run]) -> str:
 def _section(section: Section) -> list[str]:
     study = section.study
     about = f"{study.about} In the paper: {study.paper}." if study.paper else study.about
-    parts = [f"## {plain(study.title)}", plain(about), *_runs(section), *scores_tables(section)]
-    if study.fine_tunings:
-        parts.append(_caption(section))
+    parts = [f"## {plain(study.title)}", plain(about), *_runs(section), *scores_tables(section), _caption(section)]
     if has_scores(section):
         parts += [f"![{plain(study.title)}](figures/{study.name}.png)", FIGURE_CAPTIONS[study.figure]]
     if section.comparisons:
         parts += ["### Compared with the base", *_in_words(section), *_comparisons(section)]
-    if study.fine_tunings:
-        parts += ["### Hyper-parameters", *_hyper_parameters(section)]
+    parts += ["### Hyper-parameters", *_hyper_parameters(section)]
     if pre_finetuning := pre_finetuning_table(section):
         words = "Mean scaled loss of the last epoch: uniform predictions cost 1."
         parts += ["### Pre-finetuning", pre_finetuning, words]

@@ -234,7 +234,7 @@ def _one_of(words: Sequence[str], word: str) -> str:
 
 def _check(study: Study) -> None:
     """Raise ValueError for what would make a score ambiguous."""
-    if not study.starts or bool(study.columns) != bool(study.fine_tunings):
+    if not (study.starts and study.columns and study.fine_tunings):
         raise ValueError("starts, columns or fine_tunings are empty")
     labels = [column.label for column in study.columns]
     keys = [(t.start, t.variant, t.datasets, t.point, t.seed) for t in study.fine_tunings]

@@ -37,10 +37,7 @@ def variant_name(variant: str | None) -> str:
 
 
 def scores_tables(section: Section) -> list[str]:
-    """Scores as the paper lays them out: one table, or for a heat map one for each column; none of a study that only
-    pre-finetunes."""
-    if not section.columns:
-        return []
+    """Scores as the paper lays them out: one table, or for a heat map one for each column."""
     if section.study.figure != "heat_map":
         return [_by_start(section)]
     return [f"**{plain(label)}**\n\n{_by_variant(section, label)}" for _, label in section.columns]
