@@ -9,13 +9,16 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from muppet_fairseq.data.tokenizer import Tokenizer
 from muppet_fairseq.tasks.muppet import MuppetTask, MuppetTaskConfig
 from muppet_fairseq.trees import Tree
-from preprocess.binarize import binarize
+from preprocess.binarize import binarize, num_inputs
+from preprocess.catalog import CATALOG
 from preprocess.convert import Examples, Split
 from preprocess.download import PackageFile
 from preprocess.entry import Entry, HeldOut
@@ -31,19 +34,62 @@ BART_NAMES = (*NAMES, "summaries")
 def write_data_bin(folder: Path) -> Path:
     """Binarise the toy datasets: ``animals`` and ``pairs`` (classification), ``choices``, ``spans``, ``summaries``,
     ``counts`` (regression), ``tags`` and ``trees`` (tagging: of chunks, and of what trees are made of)."""
+    out, tokenizer = _new_data_bin(folder)
+    for name, (family, labels, metric, make) in _DATASETS.items():
+        entry = toy_entry(name, family, labels, metric)
+        _binarize(entry, make, {"train": _TRAIN[name], "valid": 24}, tokenizer, out)
+    return out
+
+
+def write_catalog_data_bin(folder: Path, names: Iterable[str]) -> Path:
+    """Binarise a few toy examples as each of these datasets of the catalog, in all splits that it has there."""
+    out, tokenizer = _new_data_bin(folder)
+    for number, entry in enumerate(map(CATALOG.__getitem__, names)):
+        # of unequal sizes, so that how datasets are drawn matters
+        counts = {split: 16 + 8 * (number % 4) if split == "train" else 6 for split in entry.split_names}
+        _binarize(entry, partial(_catalog_example, entry), counts, tokenizer, out)
+    return out
+
+
+def _new_data_bin(folder: Path) -> tuple[Path, Tokenizer]:
     tokenizer = Tokenizer.load(write_bert_tokenizer(folder / "tokenizer", words=(*WORDS, "the", "is", "who")))
     out = folder / "data-bin"
     out.mkdir()
     tokenizer.save(out / "tokenizer")
     (out / "dict.txt").write_bytes((folder / "tokenizer" / "dict.txt").read_bytes())
-    for name, (family, labels, metric, make) in _DATASETS.items():
-        rng = random.Random(name)
-        splits = {
-            split: Split([Examples([{"id": f"{split}-{i}", **make(rng)} for i in range(count)])])
-            for split, count in {"train": _TRAIN[name], "valid": 24}.items()
-        }
-        binarize(toy_entry(name, family, labels, metric), splits, tokenizer, out)
-    return out
+    return out, tokenizer
+
+
+def _binarize(
+    entry: Entry,
+    make: Callable[[random.Random], dict[str, Any]],
+    counts: Mapping[str, int],
+    tokenizer: Tokenizer,
+    out: Path,
+) -> None:
+    rng = random.Random(entry.name)
+    splits = {
+        split: Split([Examples([{"id": f"{split}-{i}", **make(rng)} for i in range(count)])])
+        for split, count in counts.items()
+    }
+    binarize(entry, splits, tokenizer, out)
+
+
+def _catalog_example(entry: Entry, rng: random.Random) -> dict[str, Any]:
+    """With the fields that the entry's examples have."""
+    if entry.family == "tagging":
+        return _parsed(rng) if "tree" in entry.fields else _tagged(rng)
+    example = {"commonsense": _choice, "mrc": _span, "summarization": _summary}.get(entry.family, _count)(rng)
+    if entry.family == "classification":
+        example["label"] = entry.label_names[WORDS.index(example["inputs"][0].split()[0]) % len(entry.labels)]
+    if "inputs" in example:
+        example["inputs"] *= num_inputs(entry)
+    more = {
+        "question": lambda: str(rng.randint(0, 3)),  # MultiRC's, which its metric groups answers by
+        "golds": lambda: [answer["text"] for answer in example["answers"]],
+        "entities": lambda: [*example["answers"], {"text": "who", "start": example["passage"].index("who")}],
+    }
+    return {key: make() for key, make in more.items() if key in entry.fields} | example
 
 
 def _animal(rng: random.Random) -> dict[str, Any]:

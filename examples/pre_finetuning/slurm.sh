@@ -10,9 +10,10 @@
 # Submit it from the project's folder, with the encoder and the data there, on a file system that all nodes have. An
 # update has 64 sub-batches on any number of GPUs. A job that is put back into the queue goes on where it was.
 set -euo pipefail
+model=${1:?name a model of examples/models, as roberta_base}
 nodes=${SLURM_JOB_NUM_NODES:?submit this with sbatch}
 gpus=${SLURM_GPUS_ON_NODE:-8}
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-rendezvous="--rdzv-backend c10d --rdzv-endpoint $first:${PORT:-29500} --rdzv-id $SLURM_JOB_ID"
-exec "${SLURM_SUBMIT_DIR:-.}/examples/pre_finetuning/pre_finetune.sh" "$1" --workers $((nodes * gpus)) \
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+rendezvous="--rdzv-backend c10d --rdzv-endpoint ${hosts%%$'\n'*}:${PORT:-29500} --rdzv-id $SLURM_JOB_ID"
+exec "${SLURM_SUBMIT_DIR:-.}/examples/pre_finetuning/pre_finetune.sh" "$model" --workers $((nodes * gpus)) \
     --launcher "srun torchrun --nnodes $nodes --nproc-per-node $gpus $rendezvous --no-python" "${@:2}"
