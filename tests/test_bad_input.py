@@ -49,7 +49,14 @@ def sentence(call: Callable[..., Any], *arguments: Any, **keywords: Any) -> str:
 
 def planned(data: Path, suite: str | Path = ALL, **changes: Any) -> dict[str, Any]:
     """``muppet plan``, which opens the training split of every dataset."""
-    arguments = {"workers": 2, "update_freq": 2, "max_tokens": 256, "batch_size": None, "max_positions": 32}
+    arguments = {
+        "workers": 2,
+        "update_freq": 2,
+        "sub_batches": None,
+        "max_tokens": 256,
+        "batch_size": None,
+        "max_positions": 32,
+    }
     arguments |= {"window_overlap": 8, "batching": "batch_heterogeneous", "sampling": "natural"}
     arguments |= {"sampling_temperature": 2.0, "seed": 1}
     return plan.describe(argparse.Namespace(data=str(data), suite=str(suite), **(arguments | changes)))
