@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 
@@ -19,6 +20,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def hardware() -> str:
     """The processors of this machine, its GPUs by name."""
     found = f"{os.cpu_count()} CPU cores, {platform.machine()}"

@@ -7,7 +7,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 model=${MODEL:-roberta_base}
-[ -f "$model" ] || model=$here/../models/$model.yaml
+[ -f "$model" ] || model=$here/../models/${model%.yaml}.yaml
 kind=$(basename "$model")
 options=(--model "$model" --scale "${SCALE:-${kind%%_*}}")
 if [ -n "${CHECKPOINT:-}" ]; then options+=(--checkpoint "$CHECKPOINT"); fi

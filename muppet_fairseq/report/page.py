@@ -79,7 +79,7 @@ def states(runs: Sequence[Run]) -> str:
     """``48 runs: 45 finished, 1 failed, 2 not started``."""
     counts = Counter(run.state for run in runs)
     found = [f"{counts[state]} {state}" for state in (*STATES.values(), NOT_STARTED) if counts[state]]
-    return f"{len(runs)} runs: {', '.join(found)}"
+    return f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}: {', '.join(found)}"
 
 
 def _section(section: Section) -> list[str]:

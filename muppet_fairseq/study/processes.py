@@ -38,7 +38,12 @@ def start(command: Command, folder: Path, environment: Mapping[str, str], *, gpu
     context = multiprocessing.get_context("spawn" if gpus else "fork")
     arguments = (command.words, folder / command.output, folder / "stderr.log", dict(environment), os.getpid())
     process = context.Process(target=_work, args=arguments)
-    process.start()
+    # Ctrl-C is for this process, which ends the others; while it forks, Python would lose it
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return process
 
 
@@ -63,6 +68,8 @@ def unlock(file: IO[str]) -> None:
 
 def _work(words: tuple[str, ...], output: Path, errors: Path, environment: dict[str, str], parent: int) -> None:
     _end_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     # a log goes on where the last attempt ended; results and errors are those of this attempt
     with open(output, "ab" if output.suffix == ".log" else "wb") as out, open(errors, "wb") as err:
         os.dup2(out.fileno(), 1)
