@@ -19,8 +19,13 @@ settings.load_profile("muppet")
 _TOGETHER = ("test_evaluate.py", "test_hub.py", "test_release.py")
 
 
+#: files that take minutes come first: what is short fills up the other processes at the end
+_LONG = ("test_examples.py", "test_training.py", "test_bart.py", *_TOGETHER, "test_study.py", "test_r3f.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests run in one process, which makes its fixtures once (``--dist loadgroup``)."""
+    items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
     for item in items:
         item.add_marker(pytest.mark.xdist_group("toy models" if item.path.name in _TOGETHER else item.path.name))
 

@@ -400,6 +400,8 @@ def test_only_some_fine_tunings_and_what_they_start_from(plan):
         "animals from base, seed 1",
         "animals from base, seed 2",
     ]
+    both = study._wanted(expanded, ["animals from base*", "*seed 2"])
+    assert [run.label for run in both] == ["animals from base, seed 2"]
     with pytest.raises(MuppetError, match=r"no fine-tuning .* is like pre\*; one is 'animals from base, seed 1'"):
         study._wanted(expanded, ["pre*"])
 

@@ -36,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=_count, metavar="N", help="fine-tunings that differ in nothing but the seed")
     parser.add_argument("--updates", type=_count, metavar="N", help="updates of each pre-finetuning")
     parser.add_argument(
-        "--only", action="append", metavar="PATTERN", help="only fine-tunings with such a label, as '*boolq*seed 1'"
+        "--only",
+        action="append",
+        metavar="PATTERN",
+        help="only fine-tunings with such a label, as '*boolq*seed 1'; of several patterns, all have to fit",
     )
     parser.add_argument(
         "--checkpoint",
@@ -94,10 +97,10 @@ def _wanted(plan: Plan, patterns: list[str] | None) -> list[Run]:
     """The runs to do: all, or the fine-tunings with such labels and what they start from."""
     if not patterns:
         return plan.runs
-    chosen = [r for r in plan.runs if r.judged.entries and any(fnmatch(r.label, pattern) for pattern in patterns)]
+    chosen = [r for r in plan.runs if r.judged.entries and all(fnmatch(r.label, pattern) for pattern in patterns)]
     if not chosen:
         example = next((run.label for run in plan.runs if run.judged.entries), "none")
-        raise MuppetError(f"no fine-tuning of {plan.study.path} is like {' or '.join(patterns)}; one is {example!r}")
+        raise MuppetError(f"no fine-tuning of {plan.study.path} is like {' and '.join(patterns)}; one is {example!r}")
     needed = {run.key for run in chosen} | {run.after.key for run in chosen if run.after}
     return [run for run in plan.runs if run.key in needed]
 
