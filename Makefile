@@ -16,7 +16,7 @@ IN_VENV = PATH="$$PWD/.venv/bin:$$PATH"
 help:
 	@echo "make quickstart   prepare real data, pre-finetune a small encoder, fine-tune it: examples/quickstart"
 	@echo "make test         check the style and run the tests"
-	@echo "make test-slow    the tests that train a small BART on real data (about a quarter of an hour)"
+	@echo "make test-slow    the tests that take longer, as training a small BART on real data (some twenty minutes)"
 	@echo "make setup        only make .venv; TORCH= and PYTHON= choose others (see the Makefile)"
 	@echo "make clean        remove .venv and what tools left behind; data and runs stay"
 

@@ -19,6 +19,7 @@ def test_r3f_cost(data, capsys):
         assert 1 < figures["ratio"] < 4
 
 
+@pytest.mark.slow
 def test_preprocess_beside_fairseq(gpt2_folder, tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("".join(f"The dog ran {i} times, didn't it? \u00fc\u4e2d\n\n" for i in range(50)), encoding="utf-8")

@@ -749,6 +749,7 @@ def test_a_training_cut_off_after_its_last_checkpoint_ends_as_if_it_had_not_been
     assert outcome(runs) == outcome(undisturbed)
 
 
+@pytest.mark.slow
 def test_two_drivers_share_the_runs(toy, tmp_path, undisturbed):
     study, runs = toy(), tmp_path / "runs"
     (tmp_path / "other").mkdir()
@@ -827,6 +828,7 @@ def test_the_reason_is_that_of_the_last_attempt(toy, tmp_path, data):
     assert log.read_text() != trainings  # ... unless its model is gone
 
 
+@pytest.mark.slow
 def test_several_workers_train_and_none_is_left_behind(toy, tmp_path):
     changes = {"starts": {"one": STARTS["homogeneous"]}, "pre_finetuning": {"workers": 2}, "columns": {}}
     study, runs = toy(changes), tmp_path / "runs"

@@ -168,7 +168,7 @@ def test_resumed_in_mid_epoch_is_bit_identical(data, tmp_path, scaling):
     assert all(ours[key].equal(reference[key]) for key in reference)
 
 
-@pytest.mark.parametrize("strategy", ["batch_heterogeneous", "batch_homogeneous"])
+@pytest.mark.parametrize("strategy", ["batch_heterogeneous", pytest.param("batch_homogeneous", marks=pytest.mark.slow)])
 def test_resumed_with_another_number_of_workers_no_example_is_lost_or_repeated(data, tmp_path, strategy):
     more = ("--disable-validation", "--batching", strategy, "--max-epoch", "1")
     trained(options(data, tmp_path / "run", *more, "--max-update", "6"), trace=tmp_path / "before")
