@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         print("\n".join(_dry(study.model, wanted, runs, machine)))
         return
-    _prepare(study.model, wanted, machine)
+    _prepare(study.model, wanted)
     command = shlex.join(["muppet", *sys.argv[1:]])
     if plan.fine_tunings:
         write_text(runs / "studies" / study.name / "study.json", json.dumps(_described(plan, command), indent=1) + "\n")
@@ -129,7 +129,7 @@ def _dry(model: Model, wanted: list[Run], runs: Path, machine: Machine) -> Itera
         yield shlex.join(command)
     elif not _has_encoder(model):
         yield f"# {_no_encoder(model)}"
-    if command := _prepare_command(model, wanted, machine):
+    if command := _prepare_command(model, wanted):
         yield shlex.join(command)
     for run in wanted:
         folder = runs / run.folder
@@ -146,13 +146,12 @@ def _dry(model: Model, wanted: list[Run], runs: Path, machine: Machine) -> Itera
         yield f"# {UPDATES}: of the epochs in the study or the model, counted when the data are there"
 
 
-def _prepare(model: Model, wanted: list[Run], machine: Machine) -> None:
+def _prepare(model: Model, wanted: list[Run]) -> None:
     """Make the encoder and the data that are missing. Raises MuppetError."""
-    steps = (lambda: _import_command(model), lambda: _prepare_command(model, wanted, machine))
     if not (_has_encoder(model) or model.source):
         raise MuppetError(_no_encoder(model))
-    for step in steps:
-        if command := step():
+    for command in (_import_command(model), _prepare_command(model, wanted)):
+        if command:
             print(shlex.join(command), flush=True)
             python = [sys.executable, "-m"]
             words = [*python, *command[2:]] if command[0] == "python" else [*python, "muppet_fairseq.cli", *command[1:]]
@@ -178,7 +177,7 @@ def _import_command(model: Model) -> list[str]:
     return ["muppet", "import-hf", model.source, str(model.encoder)]
 
 
-def _prepare_command(model: Model, wanted: list[Run], machine: Machine) -> list[str]:
+def _prepare_command(model: Model, wanted: list[Run]) -> list[str]:
     """What prepares the datasets that are missing."""
     names = dict.fromkeys(name for run in wanted for name in (*run.suite.names, *run.judged.names))
     missing = [name for name in names if not (model.data / name / "dataset.json").exists()]

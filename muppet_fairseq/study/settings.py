@@ -132,11 +132,12 @@ def read_study(
         raise MuppetError(f"{where}: unknown figure {wrong!r}{nearest(wrong, FIGURES)}; known are {', '.join(FIGURES)}")
     parts: dict[str, Any] = {}
     for key, node in (top | section).items():
-        if key in ("starts", "variants"):
-            read_part = _start if key == "starts" else _variant
-            parts[key] = {name: read_part(name, value, path) for name, value in _mapping(node, path).items()}
-            if key == "starts" and BASE in parts[key]:
+        if key == "starts":
+            parts[key] = {name: _start(name, value, path) for name, value in _mapping(node, path).items()}
+            if BASE in parts[key]:
                 raise MuppetError(f"{place(path, node)}: {BASE!r} is the encoder itself; give this start another name")
+        elif key == "variants":
+            parts[key] = _fine_tunings_by_name(node, path)
         elif key == "columns":
             parts[key] = tuple(_columns(node, path))
     for key in ("pre_finetuning", "fine_tuning"):
@@ -222,10 +223,6 @@ def _start(name: str, node: yaml.Node, path: Path) -> Start:
             for key in ("pre_finetuning", "fine_tuning")
         },
     )
-
-
-def _variant(name: str, node: yaml.Node, path: Path) -> Stage:
-    return read_stage(node, path, "fine_tuning")
 
 
 def _columns(node: yaml.Node, path: Path) -> Iterator[Column]:
@@ -326,7 +323,7 @@ def _grid(node: yaml.Node, path: Path) -> dict[str, tuple[Any, ...]]:
     return grid
 
 
-def _datasets(node: yaml.Node, path: Path) -> dict[str, Stage]:
+def _fine_tunings_by_name(node: yaml.Node, path: Path) -> dict[str, Stage]:
     return {name: read_stage(values, path, "fine_tuning") for name, values in _mapping(node, path).items()}
 
 
@@ -365,7 +362,7 @@ _FINE_TUNING = {
     "grid": _grid,  # option: values
     "split": _text,  # what it is judged on; default: valid
     "generation": _texts_by_name,  # options of 'muppet evaluate'
-    "datasets": _datasets,  # settings for single datasets
+    "datasets": _fine_tunings_by_name,  # settings for single datasets
 }
 _KEYS = {
     "options": _EITHER,
