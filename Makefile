@@ -7,7 +7,7 @@
 # Both are remembered until they are given again.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow clean FORCE
+.PHONY: help setup quickstart test test-slow test-faults clean FORCE
 export PYTHON TORCH
 
 READY := .venv/.ready
@@ -17,6 +17,7 @@ help:
 	@echo "make quickstart   prepare real data, pre-finetune a small encoder, fine-tune it: examples/quickstart"
 	@echo "make test         check the style and run the tests"
 	@echo "make test-slow    the tests that take longer, as training a small BART on real data (some twenty minutes)"
+	@echo "make test-faults  kill, starve and poison training runs, hundreds of times; writes results/faults"
 	@echo "make setup        only make .venv; TORCH= and PYTHON= choose others (see the Makefile)"
 	@echo "make clean        remove .venv and what tools left behind; data and runs stay"
 
@@ -33,6 +34,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	@$(IN_VENV) python -m pytest -m slow
+
+test-faults: $(READY)
+	@$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest tests/faults --faults results/faults
 
 # .ci/make_venv.py writes the stamp last, so an interrupted set-up is done again
 $(READY): setup.py pyproject.toml .ci/make_venv.py $(if $(PYTHON)$(TORCH),FORCE)

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.faults.ledger import Ledger
+
 # transformers imports torchaudio wherever it is installed (fairseq asks for it), and PyPI's cannot be loaded
 # beside a CPU-only torch
 sys.modules.setdefault("torchaudio", None)
@@ -28,6 +30,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
     for item in items:
         item.add_marker(pytest.mark.xdist_group("toy models" if item.path.name in _TOGETHER else item.path.name))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults", metavar="FOLDER", help="try every fault as often as it takes; the table goes there")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[Ledger.KEY] = Ledger()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    folder = config.getoption("--faults")
+    if folder:
+        ledger = config.stash[Ledger.KEY]
+        terminalreporter.write("\n" + ledger.table() + "\n")
+        ledger.write(Path(folder))
 
 
 @pytest.fixture(scope="session")

@@ -32,9 +32,7 @@ def start(command: Command, folder: Path, environment: Mapping[str, str], *, gpu
     a new one, because CUDA does not survive being copied.
     """
     if not gpus:
-        # importing what every training imports takes longer than a small one
-        for module in ("fairseq_cli.train", "torch._dynamo"):
-            importlib.import_module(module)
+        import_training()
     context = multiprocessing.get_context("spawn" if gpus else "fork")
     arguments = (command.words, folder / command.output, folder / "stderr.log", dict(environment), os.getpid())
     process = context.Process(target=_work, args=arguments)
@@ -45,6 +43,12 @@ def start(command: Command, folder: Path, environment: Mapping[str, str], *, gpu
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return process
+
+
+def import_training() -> None:
+    """Import what every training imports, which takes longer than a small one: forks of this process have it."""
+    for module in ("fairseq_cli.train", "torch._dynamo"):
+        importlib.import_module(module)
 
 
 def lock(folder: Path) -> IO[str] | None:
@@ -77,7 +81,7 @@ def _work(words: tuple[str, ...], output: Path, errors: Path, environment: dict[
     # a notebook or a test may have put something else there
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     os.environ.update(environment)
-    programs: dict[str, Callable[[], None]] = {"fairseq-train": _train, "muppet": _muppet}
+    programs: dict[str, Callable[[], None]] = {"fairseq-train": fairseq_train, "muppet": _muppet}
     if words[0] not in programs:
         # what kills this process's group would leave the workers without torchrun, which ends them in good order
         os.setsid()
@@ -93,7 +97,8 @@ def _work(words: tuple[str, ...], output: Path, errors: Path, environment: dict[
         sys.exit(1)
 
 
-def _train() -> None:
+def fairseq_train() -> None:
+    """Call ``fairseq-train`` with the words of ``sys.argv``."""
     from fairseq_cli import train  # which sets up logging
 
     compat.stop_at_max_update()
