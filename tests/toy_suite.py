@@ -233,7 +233,7 @@ def launch(arguments: Sequence[str], workers: int, *torchrun: str) -> tuple[list
         '--distributed-world-size "$WORLD_SIZE" --distributed-rank "$RANK" --distributed-no-spawn'
     )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(workers)]
-    launcher += ["--master-port", str(free_port()), *torchrun, "--no-python", "sh", "-c", line, "sh"]
+    launcher += ["--standalone", *torchrun, "--no-python", "sh", "-c", line, "sh"]
     return [*launcher, *program], environment
 
 
