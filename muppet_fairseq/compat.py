@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.logging import metrics, progress_bar
 from fairseq.models import distributed_fairseq_model
+from fairseq.trainer import Trainer
 from torch.nn.parallel import DistributedDataParallel
 
 logger = logging.getLogger(__name__)
@@ -106,6 +108,25 @@ def stop_at_max_update() -> None:
 
     train_what_is_left.stops = True
     train.train = train_what_is_left
+
+
+def announce_updates_and_checkpoints() -> None:
+    """ve-fairseq 0.12.3 tells a task neither that an update begins (or begins once more) nor that a checkpoint is
+    about to be written: these call its ``begin_update`` and, on every worker, ``before_checkpoint``."""
+    step, save = Trainer.train_step, checkpoint_utils.save_checkpoint
+    if hasattr(save, "announced"):
+        return
+
+    def announced_step(self: Trainer, *arguments: Any, **keywords: Any) -> dict[str, Any] | None:
+        self.task.begin_update()
+        return step(self, *arguments, **keywords)
+
+    def announced_save(cfg: Any, trainer: Trainer, *arguments: Any) -> str | None:
+        trainer.task.before_checkpoint()
+        return save(cfg, trainer, *arguments)
+
+    announced_save.announced = True
+    Trainer.train_step, checkpoint_utils.save_checkpoint = announced_step, announced_save
 
 
 def silence_known_warnings() -> None:

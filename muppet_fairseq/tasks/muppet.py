@@ -16,6 +16,8 @@ from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 from torch import nn
 
+from muppet_fairseq import compat
+from muppet_fairseq.audit import FOLDER, Audit, Header
 from muppet_fairseq.criterions.statistics import StatisticsLayout
 from muppet_fairseq.data.iterator import ScheduleIterator
 from muppet_fairseq.data.multitask import MultitaskDataset
@@ -84,6 +86,10 @@ class MuppetTaskConfig(FairseqDataclass):
         default="{}",
         metadata={"help": 'the beam search of --eval-rouge as JSON, say \'{"beam": 4, "no_repeat_ngram_size": 3}\''},
     )
+    audit: bool = field(
+        default=False,
+        metadata={"help": "record in SAVE_DIR/audit which examples each update is of, for 'muppet audit SAVE_DIR'"},
+    )
     seed: int = II("common.seed")
     update_freq: Any = II("optimization.update_freq")
     train_subset: str = II("dataset.train_subset")
@@ -132,6 +138,7 @@ class MuppetTask(FairseqTask):
         self.running_losses = RunningLosses([spec.name for spec in specs])
         self.size_weights = np.ones(len(specs))
         self.generator = self._generator() if cfg.eval_rouge else None
+        self.audit: Audit | None = None
         self._last_summary: tuple[torch.Tensor, dict[str, float]] | None = None
         # goes into checkpoints, for the hub and for evaluation, which have no data-bin
         self.state.merge_state_dict({"specs": [spec.to_dict() for spec in specs], "dictionary_sha256": sha256})
@@ -201,6 +208,43 @@ class MuppetTask(FairseqTask):
                 )
         return self._heads(dim, dropout)[1]
 
+    # -- training -------------------------------------------------------------------------------------
+
+    def begin_epoch(self, epoch: int, model: nn.Module) -> None:
+        """Called by fairseq where training begins or goes on, and at each new epoch."""
+        super().begin_epoch(epoch, model)
+        if self.cfg.audit:
+            self.audit = self.audit or self._open_audit()
+            self.audit.begin_epoch(epoch)
+
+    def _open_audit(self) -> Audit:
+        compat.announce_updates_and_checkpoints()
+        dataset, iterator = self._training()
+        header = Header(
+            workers=iterator.num_shards,
+            datasets=[spec.name for spec in self.specs],
+            examples=[len(subset) for subset in dataset.subsets],
+            batching=str(self.cfg.batching),
+            sampling=str(self.cfg.dataset_sampling),
+            sampling_temperature=self.cfg.sampling_temperature,
+            seed=self.cfg.seed,
+        )
+        return Audit(Path(self.cfg.save_dir) / FOLDER, header)
+
+    def _training(self) -> tuple[MultitaskDataset, ScheduleIterator]:
+        dataset = self.datasets[self.cfg.train_subset]
+        return dataset, self.dataset_to_epoch_iter[dataset]
+
+    def begin_update(self) -> None:
+        """An update is computed from here on, perhaps once more."""
+        if self.audit is not None:
+            self.audit.begin_update()
+
+    def before_checkpoint(self) -> None:
+        """A checkpoint is about to be written; called on every worker."""
+        if self.audit is not None:
+            self.audit.sync()
+
     def optimizer_step(self, optimizer: Any, model: nn.Module, update_num: int) -> None:
         """A head that no sub-batch of the update named has gradient zero, on one worker as on many.
 
@@ -210,6 +254,8 @@ class MuppetTask(FairseqTask):
             if parameter.grad is None and parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
         super().optimizer_step(optimizer, model, update_num)
+        if self.audit is not None:
+            self.audit.end_update(update_num + 1, ends_epoch=self._training()[1].end_of_epoch())
 
     def train_step(
         self,
@@ -224,6 +270,8 @@ class MuppetTask(FairseqTask):
         loss, sample_size, log = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
         if ignore_grad:
             sample_size, log = 0, {key: value * 0 for key, value in log.items()}
+        elif self.audit is not None:
+            self.audit.trained(sample)
         return loss, sample_size, log
 
     def valid_step(
@@ -257,7 +305,6 @@ class MuppetTask(FairseqTask):
         dataset: MultitaskDataset,
         max_tokens: int | None = None,
         max_sentences: int | None = None,
-        seed: int = 1,
         num_shards: int = 1,
         shard_id: int = 0,
         num_workers: int = 0,
@@ -269,7 +316,7 @@ class MuppetTask(FairseqTask):
         if dataset in self.dataset_to_epoch_iter:
             return self.dataset_to_epoch_iter[dataset]
         plan: Callable[[int, int], BatchSchedule] = partial(
-            self.plan, dataset, SubBatchLimits(max_tokens, max_sentences), seed
+            self.plan, dataset, SubBatchLimits(max_tokens, max_sentences)
         )
         iterator = ScheduleIterator(
             dataset,
@@ -292,7 +339,6 @@ class MuppetTask(FairseqTask):
         self,
         dataset: MultitaskDataset,
         limits: SubBatchLimits,
-        seed: int,
         epoch: int,
         sub_batches_per_update: int,
     ) -> BatchSchedule:
@@ -304,7 +350,8 @@ class MuppetTask(FairseqTask):
             sampling=str(self.cfg.dataset_sampling) if dataset.training else "natural",
             temperature=self.cfg.sampling_temperature,
             sub_batches_per_update=sub_batches_per_update,
-            seed=seed,
+            # fairseq passes another one, which with --update-ordered-indices-seed depends on where a run was resumed
+            seed=self.cfg.seed,
             epoch=epoch,
             shuffle=dataset.training,
         )
