@@ -101,7 +101,7 @@ def fairseq_train() -> None:
     """Call ``fairseq-train`` with the words of ``sys.argv``."""
     from fairseq_cli import train  # which sets up logging
 
-    compat.stop_at_max_update()
+    compat.stop_where_all_is_done()
     # as fairseq-train sets it up, where nobody has done so before
     layout = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"
     logging.basicConfig(format=layout, datefmt="%Y-%m-%d %H:%M:%S", level="INFO", stream=sys.stdout, force=True)

@@ -245,6 +245,13 @@ class MuppetTask(FairseqTask):
         if self.audit is not None:
             self.audit.sync()
 
+    def get_checkpoint_dict(self) -> dict[str, Any]:
+        """What fairseq puts into a checkpoint and gives to :meth:`set_checkpoint_dict` where a run goes on."""
+        return {type(self).__name__: {"patience": dict(compat.patience())}}
+
+    def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
+        compat.patience().update(state["patience"])
+
     def optimizer_step(self, optimizer: Any, model: nn.Module, update_num: int) -> None:
         """A head that no sub-batch of the update named has gradient zero, on one worker as on many.
 
