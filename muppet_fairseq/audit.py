@@ -212,10 +212,17 @@ def _header(path: Path) -> Header:
     number, line = next(_lines(path))
     try:
         header = Header(**line)
-        header.planned(1)
+        _check_integers(header.examples)
+        if len(header.planned(1)) != len(header.datasets):
+            raise ValueError
         return header
     except (TypeError, ValueError):
         raise _unreadable(path, number) from None
+
+
+def _check_integers(values: list[Any]) -> None:
+    if set(map(type, values)) != {int}:
+        raise TypeError
 
 
 def _updates(path: Path) -> Iterator[Update]:
@@ -223,7 +230,9 @@ def _updates(path: Path) -> Iterator[Update]:
     for number, line in itertools.islice(_lines(path), 1, None):
         try:
             update = Update(**line)
+            _check_integers([update.epoch, update.update])
             for dataset, items in update.sub_batches:
+                _check_integers(items)
                 if min(items) < 0 or max(items) >= sizes[dataset]:
                     raise ValueError
         except (TypeError, ValueError, IndexError):

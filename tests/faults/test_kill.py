@@ -54,17 +54,19 @@ def undisturbed(data, tmp_path_factory) -> Callable[..., tuple[Path, float]]:
     return reference
 
 
+#: every validation would start two more
+LOADERS = ("--num-workers", "2", "--disable-validation")
 #: name, workers, kills, more arguments
 CASES = [
-    ("one worker", 1, (3, 36), ()),
-    ("two workers", 2, (0, 24), ()),
+    ("one worker", 1, (3, 32), ()),
+    ("two workers", 2, (0, 20), ()),
     (
         "inverse loss scaling, homogeneous updates",
         1,
-        (0, 12),
+        (0, 10),
         ("--loss-scaling", "inverse", "--batching", "batch_homogeneous"),
     ),
-    ("loader processes", 1, (0, 4), ("--num-workers", "2")),
+    ("loader processes", 1, (0, 4), LOADERS),
     ("R3F", 1, (0, 8), ("--criterion", "muppet_r3f")),
 ]
 
@@ -332,7 +334,7 @@ def test_a_killed_command_leaves_no_loader_processes(data, tmp_path, tries, ledg
     """``fairseq-train`` itself, with two loader processes: they end without it, and the command goes on."""
     if not tries(0, 1):
         pytest.skip("part of make test-faults")
-    words = arguments(data, tmp_path / "run", "--num-workers", "2")
+    words = arguments(data, tmp_path / "run", *LOADERS)
     program = [str(Path(sysconfig.get_path("scripts")) / "fairseq-train"), *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with open(tmp_path / "out", "ab") as out:
@@ -357,7 +359,7 @@ def test_a_killed_command_leaves_no_loader_processes(data, tmp_path, tries, ledg
     recovery = time.monotonic() - begin
     finished_well = process.wait() == 0
     lost = lost_or_repeated(tmp_path / "run")
-    survived = finished_well and same(tmp_path / "run", undisturbed(1, "--num-workers", "2")[0])
+    survived = finished_well and same(tmp_path / "run", undisturbed(1, *LOADERS)[0])
     ledger.note("kill fairseq-train with loader processes", survived=survived, lost=lost, recovery=recovery)
     assert survived
     assert lost == 0
