@@ -6,10 +6,10 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from muppet_fairseq import evaluate, hf, plan, release, report, study
+from muppet_fairseq import audit, evaluate, hf, plan, release, report, study
 
 COMMANDS = {"plan": plan, "import-hf": hf, "evaluate": evaluate, "release": release}
-COMMANDS |= {"study": study, "report": report}
+COMMANDS |= {"study": study, "report": report, "audit": audit}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

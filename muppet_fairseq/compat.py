@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.logging import metrics, progress_bar
 from fairseq.models import distributed_fairseq_model
+from fairseq.trainer import Trainer
 from torch.nn.parallel import DistributedDataParallel
 
 logger = logging.getLogger(__name__)
@@ -83,9 +85,16 @@ def copy_checkpoints_whole() -> None:
     PathManager.copy = staticmethod(_copy_whole)
 
 
-def stop_at_max_update() -> None:
-    """ve-fairseq 0.12.3 looks at ``--max-update`` only after an update: a run that has had them all does one more
-    each time that it is started.
+def patience() -> dict[str, Any]:
+    """What ve-fairseq 0.12.3 counts for ``--patience``, but keeps in no checkpoint: a run that goes on would count
+    from nothing. Change it to restore it; it is empty in a program that does not train."""
+    train = sys.modules.get("fairseq_cli.train")
+    return {} if train is None else vars(train.should_stop_early)
+
+
+def stop_where_all_is_done() -> None:
+    """ve-fairseq 0.12.3 looks at ``--max-update`` and ``--patience`` only after an update: a run that has come to its
+    end does one more each time that it is started.
 
     Does nothing in a program that does not train: importing ``fairseq_cli.train`` sets up logging.
     """
@@ -95,17 +104,34 @@ def stop_at_max_update() -> None:
     train_epoch = train.train
 
     def train_what_is_left(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> tuple[list[float | None], bool]:
-        if trainer.get_num_updates() < (cfg.optimization.max_update or math.inf):
+        stopped = 0 < cfg.checkpoint.patience <= patience().get("num_runs", 0)
+        if not stopped and trainer.get_num_updates() < (cfg.optimization.max_update or math.inf):
             return train_epoch(cfg, trainer, task, epoch_itr)
         logger.info("all %d updates were done before", trainer.get_num_updates())
-        # the checkpoint has kept the epoch's meters: the same figures as the first time
-        stats = train.get_training_stats(metrics.get_smoothed_values("train"))
-        progress = progress_bar.progress_bar([], log_format=cfg.common.log_format, epoch=epoch_itr.epoch)
-        progress.print(stats, tag="train", step=trainer.get_num_updates())
+        # the checkpoint has kept the meters of an epoch, unless it had ended: the same figures as the first time
+        if metrics.get_meters("train") is not None:
+            stats = train.get_training_stats(metrics.get_smoothed_values("train"))
+            progress = progress_bar.progress_bar([], log_format=cfg.common.log_format, epoch=epoch_itr.epoch)
+            progress.print(stats, tag="train", step=trainer.get_num_updates())
         return [None], True
 
     train_what_is_left.stops = True
     train.train = train_what_is_left
+
+
+def announce_checkpoints() -> None:
+    """ve-fairseq 0.12.3 does not tell a task that a checkpoint is about to be written: this calls its
+    ``before_checkpoint``, on every worker."""
+    save = checkpoint_utils.save_checkpoint
+    if hasattr(save, "announced"):
+        return
+
+    def announced_save(cfg: Any, trainer: Trainer, *arguments: Any) -> str | None:
+        trainer.task.before_checkpoint()
+        return save(cfg, trainer, *arguments)
+
+    announced_save.announced = True
+    checkpoint_utils.save_checkpoint = announced_save
 
 
 def silence_known_warnings() -> None:
@@ -124,5 +150,5 @@ def apply() -> None:
     adapt_data_parallel()
     adapt_broadcast()
     copy_checkpoints_whole()
-    stop_at_max_update()
+    stop_where_all_is_done()
     silence_known_warnings()

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -80,11 +81,12 @@ class Watch:
 
     Args:
         store: where the workers met; this object's own connection to it.
+        name: of these workers' common start; the store may have been that of an earlier one.
         rank, workers: which worker this is, of how many.
         timeout: seconds that a step may stand still.
     """
 
-    def __init__(self, store: torch.distributed.Store, rank: int, workers: int, timeout: float) -> None:
+    def __init__(self, store: torch.distributed.Store, name: str, rank: int, workers: int, timeout: float) -> None:
         self.store, self.workers, self.timeout = store, workers, timeout
         self.sign = Sign(rank, os.getpid(), socket.gethostname())
         #: the last sign of everyone that was seen
@@ -93,8 +95,7 @@ class Watch:
         #: held for ever by the thread that says why this worker ends
         self._ends = threading.Lock()
         self._beats = itertools.count()
-        # a worker that is started again after a fault must not find what the last one has left
-        self._prefix = f"muppet/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self._prefix = f"muppet/{name}"
         self._post()
         threading.Thread(target=self._beat, name="watch", daemon=True).start()
 
@@ -103,9 +104,12 @@ class Watch:
         """Watch over the workers of PyTorch's default process group."""
         if not timeout > 0:
             raise MuppetError(f"--worker-timeout is {timeout:g}; give seconds above 0 (inf: for ever)")
+        _warn_of_shared_store()
         store = _get_default_store().clone()
         store.set_timeout(timedelta(seconds=_STORE_TIMEOUT))
-        return cls(store, torch.distributed.get_rank(), torch.distributed.get_world_size(), timeout)
+        name = [uuid.uuid4().hex]
+        torch.distributed.broadcast_object_list(name, src=0)
+        return cls(store, name[0], torch.distributed.get_rank(), torch.distributed.get_world_size(), timeout)
 
     # -- what the main thread says ----------------------------------------------------------------------
 
@@ -275,6 +279,17 @@ class Watch:
             time.sleep(0.05)
         silent = self._silent()
         return f"{_and(silent)} gave no sign of life any more in {self.sign.doing}; {AGAIN}" if silent else None
+
+
+def _warn_of_shared_store() -> None:
+    """PyTorch 2.13: workers that torchrun starts again find the addresses of their dead predecessors in its store, and
+    cannot join, unless each start has a store of its own."""
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and torch.distributed.get_rank() == 0:
+        logger.warning(
+            "torchrun's --max-restarts works with --standalone or --rdzv-backend c10d, and only if the variable "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is set where torchrun is started"
+        )
 
 
 def _and(things: list) -> str:

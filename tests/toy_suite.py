@@ -223,6 +223,7 @@ def launch(arguments: Sequence[str], workers: int, *torchrun: str) -> tuple[list
     arguments[place] = str(int(arguments[place]) // workers)
     program = [sys.executable, str(ROOT / "tests" / "traced_train.py"), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TRACE": ""}
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else workers cannot be started again
     if workers == 1:
         return program, environment
     if "--ddp-backend" not in arguments:

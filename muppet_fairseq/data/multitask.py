@@ -20,6 +20,8 @@ from muppet_fairseq.spec import DatasetSpec, read_dataset_json
 class MultitaskDataset(FairseqDataset):
     """Concatenation of family datasets; a sub-batch must come from one of them.
 
+    Samples name their ``items``, int64 ``[B]``: places among those of the dataset that are used (its ``subsets``).
+
     Args:
         datasets: the laid-out datasets, in the suite's order.
         specs: their specifications; ``spec.examples`` limits a training set to that many examples, drawn
@@ -82,7 +84,8 @@ class MultitaskDataset(FairseqDataset):
     def __getitem__(self, index: int) -> tuple[int, dict[str, Any]]:
         number = int(np.searchsorted(self.ends, index, side="right"))
         subset = self.subsets[number]
-        return number, self.datasets[number][int(subset[index - self.ends[number]])]
+        item = int(index - self.ends[number]) + len(subset)
+        return number, {"item": item, **self.datasets[number][int(subset[item])]}
 
     def collater(self, samples: list[tuple[int, dict[str, Any]]]) -> Sample:
         """Merge the examples of one sub-batch; nothing gives ``{}``, fairseq's sign for an empty batch."""
@@ -91,6 +94,8 @@ class MultitaskDataset(FairseqDataset):
         number = samples[0][0]
         return {
             "dataset": self.numbers[number],
+            # no tensor: the audit reads it, which must not wait for a GPU
+            "items": np.array([example["item"] for _, example in samples]),
             **self.datasets[number].collate([example for _, example in samples]),
         }
 

@@ -82,12 +82,11 @@ class BatchSchedule:
         if strategy not in STRATEGIES or sampling not in SAMPLINGS:
             raise ValueError(f"unknown strategy {strategy!r} or sampling {sampling!r}")
         rng = np.random.default_rng([seed, epoch])
-        counts = sampled_counts([len(d.lengths) for d in datasets], sampling, temperature)
+        chosen = choose_examples([len(d.lengths) for d in datasets], sampling, temperature, rng, shuffle=shuffle)
         examples, starts, dataset, cost = [], [], [], []
         offset, used = 0, 0
-        for number, (sizes, count) in enumerate(zip(datasets, counts, strict=True)):
-            chosen = _choose(len(sizes.lengths), int(count), rng, shuffle=shuffle)
-            ordered, first = form_sub_batches(sizes, chosen, limits)
+        for number, (sizes, own) in enumerate(zip(datasets, chosen, strict=True)):
+            ordered, first = form_sub_batches(sizes, own, limits)
             examples.append(ordered + offset)
             starts.append(first + used)
             dataset.append(np.full(len(first), number, dtype=np.int32))
@@ -148,6 +147,14 @@ def sampled_counts(sizes: Sequence[int], sampling: str, temperature: float) -> n
     counts = np.floor(exact).astype(np.int64)
     counts[np.argsort(counts - exact, kind="stable")[: natural.sum() - counts.sum()]] += 1
     return counts
+
+
+def choose_examples(
+    sizes: Sequence[int], sampling: str, temperature: float, rng: np.random.Generator, *, shuffle: bool = True
+) -> list[np.ndarray]:
+    """The examples of each dataset in an epoch: indices within it."""
+    counts = sampled_counts(sizes, sampling, temperature)
+    return [_choose(size, int(count), rng, shuffle=shuffle) for size, count in zip(sizes, counts, strict=True)]
 
 
 def _choose(size: int, count: int, rng: np.random.Generator, *, shuffle: bool) -> np.ndarray:

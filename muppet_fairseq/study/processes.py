@@ -102,7 +102,7 @@ def fairseq_train() -> None:
     from fairseq_cli import train  # which sets up logging
 
     # the package was imported before
-    compat.stop_at_max_update()
+    compat.stop_where_all_is_done()
     trainer.install()
     # as fairseq-train sets it up, where nobody has done so before
     layout = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 from torch import nn
 
+from muppet_fairseq import compat
+from muppet_fairseq.audit import FOLDER, Audit, Header
 from muppet_fairseq.criterions.computed import Computed
 from muppet_fairseq.criterions.statistics import StatisticsLayout
 from muppet_fairseq.data.iterator import ScheduleIterator
@@ -99,6 +102,10 @@ class MuppetTaskConfig(FairseqDataclass):
         default="{}",
         metadata={"help": 'the beam search of --eval-rouge as JSON, say \'{"beam": 4, "no_repeat_ngram_size": 3}\''},
     )
+    audit: bool = field(
+        default=False,
+        metadata={"help": "record in SAVE_DIR/audit which examples each update is of, for 'muppet audit SAVE_DIR'"},
+    )
     seed: int = II("common.seed")
     update_freq: Any = II("optimization.update_freq")
     train_subset: str = II("dataset.train_subset")
@@ -156,6 +163,7 @@ class MuppetTask(FairseqTask):
         self.running_losses = RunningLosses([spec.name for spec in specs])
         self.size_weights = np.ones(len(specs))
         self.generator = self._generator() if cfg.eval_rouge else None
+        self.audit: Audit | None = None
         self._last_summary: tuple[torch.Tensor, dict[str, float]] | None = None
         # goes into checkpoints, for the hub and for evaluation, which have no data-bin
         self.state.merge_state_dict({"specs": [spec.to_dict() for spec in specs], "dictionary_sha256": sha256})
@@ -225,9 +233,51 @@ class MuppetTask(FairseqTask):
                 )
         return self._heads(dim, dropout)[1]
 
+    # -- training -------------------------------------------------------------------------------------
+
+    def begin_epoch(self, epoch: int, model: nn.Module) -> None:
+        """Called by fairseq where training begins or goes on, and at each new epoch."""
+        super().begin_epoch(epoch, model)
+        if self.cfg.audit:
+            self.audit = self.audit or self._open_audit()
+            self.audit.begin_epoch(epoch)
+
+    def _open_audit(self) -> Audit:
+        compat.announce_checkpoints()
+        dataset, iterator = self._training()
+        header = Header(
+            workers=iterator.num_shards,
+            datasets=[spec.name for spec in self.specs],
+            examples=[len(subset) for subset in dataset.subsets],
+            batching=str(self.cfg.batching),
+            sampling=str(self.cfg.dataset_sampling),
+            sampling_temperature=self.cfg.sampling_temperature,
+            seed=self.cfg.seed,
+        )
+        return Audit(Path(self.cfg.save_dir) / FOLDER, header)
+
+    def _training(self) -> tuple[MultitaskDataset, ScheduleIterator]:
+        dataset = self.datasets[self.cfg.train_subset]
+        return dataset, self.dataset_to_epoch_iter[dataset]
+
     def begin_update(self) -> None:
-        """An update begins, maybe once more."""
+        """An update is computed from here on, perhaps once more."""
         self.computed.clear()
+        if self.audit is not None:
+            self.audit.begin_update()
+
+    def before_checkpoint(self) -> None:
+        """A checkpoint is about to be written; called on every worker."""
+        if self.audit is not None:
+            with self.watch.step("the audit before a checkpoint") if self.watch else nullcontext():
+                self.audit.sync()
+
+    def get_checkpoint_dict(self) -> dict[str, Any]:
+        """What fairseq puts into a checkpoint and gives to :meth:`set_checkpoint_dict` where a run goes on."""
+        return {type(self).__name__: {"patience": dict(compat.patience())}}
+
+    def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
+        compat.patience().update(state["patience"])
 
     def optimizer_step(self, optimizer: Any, model: nn.Module, update_num: int) -> None:
         """A head that no sub-batch of the update named has gradient zero, on one worker as on many.
@@ -238,6 +288,8 @@ class MuppetTask(FairseqTask):
             if parameter.grad is None and parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
         super().optimizer_step(optimizer, model, update_num)
+        if self.audit is not None:
+            self.audit.end_update(update_num + 1, ends_epoch=self._training()[1].end_of_epoch())
 
     def train_step(
         self,
@@ -251,7 +303,11 @@ class MuppetTask(FairseqTask):
         """fairseq's step; the batch that fills an idle round counts for nothing."""
         self._passes(sample, len(self.computed))
         loss, sample_size, log = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
-        return loss, *((0, _nothing(log)) if ignore_grad else (sample_size, log))
+        if ignore_grad:
+            return loss, 0, _nothing(log)
+        if self.audit is not None:
+            self.audit.trained(sample)
+        return loss, sample_size, log
 
     def valid_step(
         self, sample: dict, model: nn.Module, criterion: nn.Module
@@ -301,7 +357,6 @@ class MuppetTask(FairseqTask):
         dataset: MultitaskDataset,
         max_tokens: int | None = None,
         max_sentences: int | None = None,
-        seed: int = 1,
         num_shards: int = 1,
         shard_id: int = 0,
         num_workers: int = 0,
@@ -313,7 +368,7 @@ class MuppetTask(FairseqTask):
         if dataset in self.dataset_to_epoch_iter:
             return self.dataset_to_epoch_iter[dataset]
         plan: Callable[[int, int], BatchSchedule] = partial(
-            self.plan, dataset, SubBatchLimits(max_tokens, max_sentences), seed
+            self.plan, dataset, SubBatchLimits(max_tokens, max_sentences)
         )
         iterator = ScheduleIterator(
             dataset,
@@ -336,7 +391,6 @@ class MuppetTask(FairseqTask):
         self,
         dataset: MultitaskDataset,
         limits: SubBatchLimits,
-        seed: int,
         epoch: int,
         sub_batches_per_update: int,
     ) -> BatchSchedule:
@@ -348,7 +402,8 @@ class MuppetTask(FairseqTask):
             sampling=str(self.cfg.dataset_sampling) if dataset.training else "natural",
             temperature=self.cfg.sampling_temperature,
             sub_batches_per_update=sub_batches_per_update,
-            seed=seed,
+            # fairseq passes another one, which with --update-ordered-indices-seed depends on where a run was resumed
+            seed=self.cfg.seed,
             epoch=epoch,
             shuffle=dataset.training,
         )
