@@ -8,6 +8,7 @@ from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from torch import Tensor, nn
 
+from muppet_fairseq.criterions.computed import Computed
 from muppet_fairseq.criterions.statistics import StatisticsLayout
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families import FAMILIES
@@ -50,6 +51,7 @@ class MuppetCriterion(FairseqCriterion):
         spec = self.task.specs[sample["dataset"]]
         family = FAMILIES[spec.family]
         logits, losses, further = self.predict(family, model, sample)
+        self.task.computed.append(Computed(spec.name, sample["id"], losses.detach()))
         loss = (losses * self.weights(family.num_predictions(logits, sample), sample["dataset"])).mean()
         with torch.no_grad():
             statistics = self.layout.row(

@@ -137,10 +137,14 @@ class ScheduleIterator(EpochBatchIterator):
     @property
     def first_batch(self) -> Sample:
         """A small batch: fairseq's trainer computes it (times zero) where a worker has nothing to do."""
-        lengths = [d.lengths * d.rows for d in self.dataset.sizes_by_dataset()]
-        number = int(np.argmin([cost.min() for cost in lengths]))
-        offset = int(self.dataset.ends[number]) - len(lengths[number])
-        return self.collate_fn([self.dataset[offset + int(lengths[number].argmin())]])
+        return next(self.smallest_batches())
+
+    def smallest_batches(self) -> Iterator[Sample]:
+        """The cheapest example of each dataset, the cheapest of all first."""
+        costs = [sizes.lengths * sizes.rows for sizes in self.dataset.sizes_by_dataset()]
+        for number in np.argsort([cost.min() for cost in costs], kind="stable"):
+            offset = int(self.dataset.ends[number]) - len(costs[number])
+            yield self.collate_fn([self.dataset[offset + int(costs[number].argmin())]])
 
     def __len__(self) -> int:
         taken_up, done, before = self._taken_up

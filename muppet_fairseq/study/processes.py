@@ -18,7 +18,7 @@ from typing import IO
 
 import torch
 
-from muppet_fairseq import compat
+from muppet_fairseq import compat, trainer
 from muppet_fairseq.models import bart, roberta  # noqa: F401 - --user-dir imports no models where it was imported before
 from muppet_fairseq.study.commands import Command
 
@@ -101,7 +101,9 @@ def fairseq_train() -> None:
     """Call ``fairseq-train`` with the words of ``sys.argv``."""
     from fairseq_cli import train  # which sets up logging
 
+    # the package was imported before
     compat.stop_at_max_update()
+    trainer.install()
     # as fairseq-train sets it up, where nobody has done so before
     layout = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"
     logging.basicConfig(format=layout, datefmt="%Y-%m-%d %H:%M:%S", level="INFO", stream=sys.stdout, force=True)

@@ -16,6 +16,7 @@ from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 from torch import nn
 
+from muppet_fairseq.criterions.computed import Computed
 from muppet_fairseq.criterions.statistics import StatisticsLayout
 from muppet_fairseq.data.iterator import ScheduleIterator
 from muppet_fairseq.data.multitask import MultitaskDataset
@@ -28,8 +29,11 @@ from muppet_fairseq.generation import GenerationOptions, Generator
 from muppet_fairseq.spec import DatasetSpec
 from muppet_fairseq.suite import Suite
 from muppet_fairseq.tasks.loss_weights import RunningLosses, size_weights
+from muppet_fairseq.watch import Watch
 
 logger = logging.getLogger(__name__)
+
+ON_BAD_LOSS = ("stop", "skip")
 
 
 @dataclass
@@ -76,6 +80,17 @@ class MuppetTaskConfig(FairseqDataclass):
             "from a checkpoint (--finetune-from-model, or --restore-file with --reset-optimizer) gets fresh heads"
         },
     )
+    on_bad_loss: ChoiceEnum(ON_BAD_LOSS) = field(
+        default="stop",
+        metadata={
+            "help": "what to do where a loss or gradient is not finite: stop and name the dataset and its examples, or "
+            "do the update without such sub-batches, name and count them ('skipped')"
+        },
+    )
+    worker_timeout: float = field(
+        default=300.0,
+        metadata={"help": "seconds that workers wait for one that hangs or is gone; then they name it and stop"},
+    )
     eval_rouge: bool = field(
         default=False,
         metadata={"help": "in validation, write texts by beam search and log their ROUGE (family summarization)"},
@@ -97,6 +112,11 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size]:
     return {name: parameter.shape for name, parameter in module.named_parameters()}
 
 
+def _nothing(log: dict[str, Any]) -> dict[str, Any]:
+    """A log of the same form, in which nothing was counted. (nan x 0 is nan.)"""
+    return {key: torch.zeros_like(value) if torch.is_tensor(value) else 0 for key, value in log.items()}
+
+
 def starts_anew(cfg: MuppetTaskConfig) -> bool:
     """Whether this run begins with another run's parameters, rather than going on with its own."""
     if cfg.restore_file != "checkpoint_last.pt":
@@ -112,6 +132,8 @@ class MuppetTask(FairseqTask):
         specs: the suite's datasets; a sample's ``dataset`` is an index into it.
         heads: the name of the head that each dataset uses, None where the decoder writes the answer.
         reuse_heads: whether heads come from the checkpoint that is loaded.
+        computed: the sub-batches of this update so far, on this worker.
+        watch: over the other workers, if there are any.
     """
 
     def __init__(self, cfg: MuppetTaskConfig, dictionary: Dictionary, sha256: str, specs: list[DatasetSpec]) -> None:
@@ -119,6 +141,8 @@ class MuppetTask(FairseqTask):
         self.dictionary, self.dictionary_sha256, self.specs = dictionary, sha256, specs
         # the default: a checkpoint is loaded to be used as it is
         self.reuse_heads = cfg.reuse_heads or not starts_anew(cfg)
+        self.computed: list[Computed] = []
+        self.watch: Watch | None = None
         self.layout = Layout(
             bos=dictionary.bos(),
             pad=dictionary.pad(),
@@ -201,6 +225,10 @@ class MuppetTask(FairseqTask):
                 )
         return self._heads(dim, dropout)[1]
 
+    def begin_update(self) -> None:
+        """An update begins, maybe once more."""
+        self.computed.clear()
+
     def optimizer_step(self, optimizer: Any, model: nn.Module, update_num: int) -> None:
         """A head that no sub-batch of the update named has gradient zero, on one worker as on many.
 
@@ -221,16 +249,18 @@ class MuppetTask(FairseqTask):
         ignore_grad=False,
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
         """fairseq's step; the batch that fills an idle round counts for nothing."""
+        self._passes(sample, len(self.computed))
         loss, sample_size, log = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
-        if ignore_grad:
-            sample_size, log = 0, {key: value * 0 for key, value in log.items()}
-        return loss, sample_size, log
+        return loss, *((0, _nothing(log)) if ignore_grad else (sample_size, log))
 
     def valid_step(
         self, sample: dict, model: nn.Module, criterion: nn.Module
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
         """fairseq's step, and with ``--eval-rouge`` the ROUGE of generated texts."""
+        self.computed.clear()
         loss, sample_size, log = super().valid_step(sample, model, criterion)
+        if self.computed[-1].is_bad():
+            return loss, 0, self._without_bad(log)
         number = sample["dataset"]
         family = FAMILIES[self.specs[number].family]
         if self.generator is not None and family.generates:
@@ -238,6 +268,20 @@ class MuppetTask(FairseqTask):
             counts = self.statistics_layout.counts(log["statistics"], number)
             counts += family.rouge_statistics(texts, sample).to(counts)
         return loss, sample_size, log
+
+    def _without_bad(self, log: dict[str, Any]) -> dict[str, Any]:
+        """What to log of a validation batch with a loss that is not finite: nothing. Raises MuppetError, to stop."""
+        sentence = f"validation: {self.computed[-1].complaint()}"
+        if self.cfg.on_bad_loss == "stop":
+            raise MuppetError(
+                f"{sentence}; look at the data, lower --lr, or go on without such sub-batches by --on-bad-loss skip"
+            )
+        logger.warning("%s; it is left out of the figures", sentence)
+        return _nothing(log)
+
+    def _passes(self, sample: dict, number: int) -> None:
+        if self.watch:
+            self.watch.passes(f"sub-batch {number + 1}, {self.specs[sample['dataset']].name}")
 
     # -- data -----------------------------------------------------------------------------------------
 
@@ -325,6 +369,7 @@ class MuppetTask(FairseqTask):
         sub_batches, losses, scaled = self.statistics_layout.losses(vector.numpy())
         total = sub_batches.sum()
         if total == 0:
+            metrics.log_scalar("loss", 0, weight=0)  # where fairseq finds no loss, it logs -1
             return
         if criterion.training:
             self.running_losses.update(sub_batches, losses)

@@ -121,7 +121,8 @@ class Run:
 
     def sentences(self, rank: int = 0) -> list[str]:
         """The sentences of errors in it, without ``muppet: ``."""
-        return re.findall(r"^muppet: (.*)$", self.errors(rank), flags=re.MULTILINE)
+        # PyTorch says whose error it is, where there are several workers
+        return re.findall(r"^(?:\[rank\d+\]: )?muppet: (.*)$", self.errors(rank), flags=re.MULTILINE)
 
 
 def finished(arguments: Sequence[str], folder: Path, **keywords: Any) -> Run:
