@@ -130,8 +130,8 @@ def check_parallel(common: Any, distributed: Any) -> None:
         (sharded and zero, f"{backend} shards the optimizer, too: leave --zero-sharding out"),
         (
             sharded and distributed.not_fsdp_flatten_parameters,
-            f"--not-fsdp-flatten-parameters needs a gradient for each parameter on every worker, which heads that take "
-            f"turns do not have: leave it out",
+            "--not-fsdp-flatten-parameters needs a gradient for each parameter on every worker, which heads that take "
+            "turns do not have: leave it out",
         ),
         (
             zero and common.fp16 and not (common.memory_efficient_fp16 or common.fp16_no_flatten_grads),

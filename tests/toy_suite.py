@@ -25,6 +25,11 @@ from preprocess.entry import Entry, HeldOut
 from tests.toy_data import write_bert_tokenizer
 
 ROOT = Path(__file__).parents[1]
+#: what torchrun starts for each worker on CPUs
+LAUNCH = (
+    'exec "$@" --distributed-backend gloo --distributed-init-method env:// '
+    '--distributed-world-size "$WORLD_SIZE" --distributed-rank "$RANK" --distributed-no-spawn'
+)
 WORDS = ("dog", "cat", "cow", "fox", "hen", "owl", "pig", "rat")
 #: the suite of most tests, and all that a model with a decoder can pre-finetune on
 NAMES = ("animals", "pairs", "choices", "spans")
@@ -219,12 +224,8 @@ def train(
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        launch = (
-            '"$@" --distributed-backend gloo --distributed-init-method env:// '
-            '--distributed-world-size "$WORLD_SIZE" --distributed-rank "$RANK" --distributed-no-spawn'
-        )
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(workers)]
-        program = [*torchrun, "--master-port", str(port), "--no-python", "sh", "-c", launch, "sh", *program]
+        program = [*torchrun, "--master-port", str(port), "--no-python", "sh", "-c", LAUNCH, "sh", *program]
     done = subprocess.run(program, capture_output=True, text=True, env=environment, timeout=timeout, check=False)
     with (save_dir / "train.log").open("a") as log:
         log.write(done.stdout)
