@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -97,7 +97,9 @@ class Watch:
         # a worker that is started again after a fault must not find what the last one has left
         self._prefix = f"muppet/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self._post()
-        threading.Thread(target=self._beat, name="watch", daemon=True).start()
+        # two, for the store's answer may never come
+        for work in (self._beat, self._look):
+            threading.Thread(target=work, name="watch", daemon=True).start()
 
     @classmethod
     def start(cls, timeout: float) -> Watch:
@@ -151,7 +153,7 @@ class Watch:
         self.seen |= {sign["rank"]: Sign(**sign) for sign in signs}
         return dict(self.seen)
 
-    # -- what the other thread does -----------------------------------------------------------------------
+    # -- what the other threads do ------------------------------------------------------------------------
 
     def _beat(self) -> None:
         while True:
@@ -162,6 +164,10 @@ class Watch:
                     self._read()
             except RuntimeError:
                 logger.debug("no sign of life could be given")  # who waits will say it
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(BEAT)
             if self._stands_still():
                 self._stop_if_still()
 
@@ -189,7 +195,7 @@ class Watch:
     def _who_holds_up(self) -> str:
         waited = f"for {self.timeout:g} s (--worker-timeout)"
         try:
-            silent = self._silent()
+            silent = self._silent_soon()
         except RuntimeError:
             return f"{self._lost_store()}, and {self.sign.doing} has stood still {waited}"
         if silent:
@@ -209,6 +215,21 @@ class Watch:
             self._post()
         after = self._read()
         return [sign for rank, sign in after.items() if rank in before and sign.beat == before[rank].beat]
+
+    def _silent_soon(self) -> list[Sign]:
+        """:meth:`_silent`; a store that does not answer, since the network to it is gone, counts as gone."""
+        answers: list[list[Sign]] = []
+
+        def ask() -> None:
+            with suppress(RuntimeError):
+                answers.append(self._silent())
+
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(_STORE_TIMEOUT)
+        if not answers:
+            raise RuntimeError("the store does not answer")
+        return answers[0]
 
     def _lost_store(self) -> str:
         first = self.seen.get(0)

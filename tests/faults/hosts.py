@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -45,7 +45,19 @@ class Hosts:
         try:
             for name in hosts.names:
                 _ip("netns", "add", name)
-            _ip("link", "add", "cable", "netns", hosts.names[0], "type", "veth", "peer", "cable", "netns", hosts.names[1])
+            _ip(
+                "link",
+                "add",
+                "cable",
+                "netns",
+                hosts.names[0],
+                "type",
+                "veth",
+                "peer",
+                "cable",
+                "netns",
+                hosts.names[1],
+            )
             for host, name in enumerate(hosts.names):
                 _ip("-n", name, "address", "add", f"{hosts.address(host)}/24", "dev", "cable")
                 _ip("-n", name, "link", "set", "lo", "up")
@@ -119,27 +131,28 @@ class HostsRun:
         return re.findall(r"^(?:\[rank\d+\]: )?muppet: (.*)$", self.log(host), flags=re.MULTILINE)
 
     def wait_for_updates(self, number: int, timeout: float = 120) -> None:
-        """Wait until so many updates are logged, which the first worker does."""
+        """Wait until so many updates are logged, those of an earlier attempt included."""
         until = time.monotonic() + timeout
-        while self.log(0).count("| train_inner |") < number:
+        while self.updates() < number:
             if time.monotonic() > until or any(agent.poll() is not None for agent in self.agents):
                 self.kill()
                 raise TimeoutError(f"no {number} updates: {self.log(0)[-2000:]}{self.log(1)[-2000:]}")
             time.sleep(0.02)
 
+    def updates(self) -> int:
+        """How many are logged."""
+        return sum(self.log(host).count("| train_inner |") for host in (0, 1))
+
     def workers(self, host: int) -> list[int]:
         """The processes that train on a host."""
-        found = []
-        for process in _children(self.agents[host].pid):
-            # the shell's, or torchrun's own once it has been replaced by the program
-            if b"traced_train" in Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")[1:2][0]:
-                found.append(process)
-        return found
+        program = str(ROOT / "tests" / "traced_train.py").encode()
+        return [process for process in _children(self.agents[host].pid) if _program(process)[1:2] == [program]]
 
     def kill_host(self, host: int) -> None:
         """All processes of a host at once, as a power cut does."""
         for process in [self.agents[host].pid, *_children(self.agents[host].pid)]:
-            os.kill(process, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
 
     def kill(self) -> None:
         for host, agent in enumerate(self.agents):
@@ -155,12 +168,20 @@ class HostsRun:
 
 
 def _children(process: int) -> list[int]:
-    """All descendants of a process."""
+    """All descendants of a process; none of one that has ended."""
     found = []
-    for task in Path(f"/proc/{process}/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
-            found += [child, *_children(child)]
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{process}/task").iterdir():
+            for child in map(int, (task / "children").read_text().split()):
+                found += [child, *_children(child)]
     return found
+
+
+def _program(process: int) -> list[bytes]:
+    """What a process runs: its words, none where it has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+    return []
 
 
 def _ip(*words: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 
 from muppet_fairseq import compat
@@ -18,8 +20,8 @@ class _WithoutCuda:
 
 def allow(rank: int) -> None:
     """Have fairscale 0.4.13 shard over gloo in this process: the fault that :class:`Run` injects."""
-    from fairscale.internal import reduce_scatter_bucketer
-    from fairscale.nn.data_parallel import fully_sharded_data_parallel as module
+    reduce_scatter_bucketer = importlib.import_module("fairscale.internal.reduce_scatter_bucketer")
+    module = importlib.import_module("fairscale.nn.data_parallel.fully_sharded_data_parallel")
 
     compat.check_parallel = lambda common, distributed: None
     module.torch = _WithoutCuda()
