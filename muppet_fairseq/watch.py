@@ -50,7 +50,6 @@ class Sign:
             are the same for all workers at the same point of their work.
         doing: the same for people.
         failed: why it stops, if it does.
-        blames: the rank of the worker for which it stops, if it does.
     """
 
     rank: int
@@ -61,7 +60,6 @@ class Sign:
     place: int = 0
     doing: str = "before the first update"
     failed: str | None = None
-    blames: int | None = None
 
     def __str__(self) -> str:
         return f"worker {self.rank} (process {self.process} on {self.host})"
@@ -91,8 +89,9 @@ class Watch:
         self.sign = Sign(rank, os.getpid(), socket.gethostname())
         #: the last sign of everyone that was seen
         self.seen: dict[int, Sign] = {}
-        self._waits = False
-        self._moved = time.monotonic()
+        self._step, self._waits, self._moved = "", False, time.monotonic()
+        #: held for ever by the thread that says why this worker ends
+        self._ends = threading.Lock()
         self._beats = itertools.count()
         # a worker that is started again after a fault must not find what the last one has left
         self._prefix = f"muppet/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
@@ -113,29 +112,32 @@ class Watch:
     # -- what the main thread says ----------------------------------------------------------------------
 
     @contextmanager
-    def step(self, doing: str) -> Iterator[None]:
+    def step(self, name: str) -> Iterator[None]:
         """Inside it this worker waits for others. An error that comes from one that is gone names it (MuppetError)."""
-        self._move(step=self.sign.step + 1, place=0, doing=doing)
+        self._step = name
+        self._move(step=self.sign.step + 1, place=0, doing=name)
         self._waits = True
         try:
             yield
         except Exception as error:
             if isinstance(error, RuntimeError):  # what a broken connection raises, among other things
                 self._raise_for_the_gone(error)
+            self._ends.acquire()
             self._move(failed=str(error).partition("\n")[0] or type(error).__name__)
             self._post()
             raise
         finally:
             self._waits = False
-        self._move(place=sys.maxsize, doing=f"after {doing}")
+        self._move(place=sys.maxsize, doing=f"after {name}")
 
     def passes(self, doing: str) -> None:
         """This worker is one place further in its step."""
-        self._move(place=self.sign.place + 1, doing=doing)
+        self._move(place=self.sign.place + 1, doing=f"{self._step}, {doing}")
 
     def says(self, doing: str) -> None:
-        """This worker does something that the others do not."""
-        self._move(doing=doing)
+        """Between two steps, this worker does something that the others do not."""
+        if not self._waits:
+            self._move(doing=doing)
 
     def _move(self, **changes: Any) -> None:
         self.sign = replace(self.sign, **changes)
@@ -153,38 +155,55 @@ class Watch:
         self.seen |= {sign["rank"]: Sign(**sign) for sign in signs}
         return dict(self.seen)
 
+    def _agreed(self, sentence: str | None = None) -> str | None:
+        """Why all workers stop: what the first of them has said. ``sentence`` is what this one has to say."""
+        key = f"{self._prefix}/why"
+        if sentence is not None:
+            return self.store.compare_set(key, "", sentence).decode()
+        return self.store.get(key).decode() if self.store.check([key]) else None
+
     # -- what the other threads do ------------------------------------------------------------------------
 
     def _beat(self) -> None:
         while True:
-            time.sleep(BEAT)
+            everyone = len(self.seen) == self.workers
+            time.sleep(BEAT if everyone else BEAT / 10)
             try:
                 self._post()
-                if len(self.seen) < self.workers:
+                if not everyone:
                     self._read()
+                why = self._agreed() if self._waits else None
             except RuntimeError:
-                logger.debug("no sign of life could be given")  # who waits will say it
+                continue  # a worker that waits in vain will find it out
+            self._end_for(why)
 
     def _look(self) -> None:
         while True:
             time.sleep(BEAT)
             if self._stands_still():
-                self._stop_if_still()
+                self._end_for(self._who_holds_up())
+
+    def _end_for(self, why: str | None) -> None:
+        if why is not None and self._waits and self._ends.acquire(blocking=False):
+            self._end(why)
 
     def _stands_still(self) -> bool:
         return self._waits and time.monotonic() - self._moved > self.timeout
 
-    def _stop_if_still(self) -> None:
-        who = self._who_holds_up()
-        if not self._stands_still():  # it went on meanwhile
-            return
-        print(f"muppet: {who}; {AGAIN}", file=sys.stderr)
+    def _end(self, why: str) -> None:
+        print(f"muppet: {why}", file=sys.stderr)
         frame = sys._current_frames().get(threading.main_thread().ident or 0)
         if self.sign.rank in (sign.rank for sign in self._behind()) and frame is not None:
             where = "".join(traceback.format_stack(frame)[-6:])
-            print(f"muppet: worker {self.sign.rank} is here:\n{where}", file=sys.stderr)
+            print(f"worker {self.sign.rank} is here:\n{where}", file=sys.stderr)
         sys.stderr.flush()
+        self._let_others_hear()
         os._exit(1)  # the main thread cannot be woken
+
+    def _let_others_hear(self) -> None:
+        """The store may end with the first worker."""
+        if self.sign.rank == 0:
+            time.sleep(3 * BEAT)
 
     def _behind(self) -> list[Sign]:
         """Those that are least far; none where all are equally far."""
@@ -192,20 +211,27 @@ class Watch:
         behind = [sign for sign in self.seen.values() if (sign.step, sign.place) == least]
         return behind if len(behind) < self.workers else []
 
-    def _who_holds_up(self) -> str:
+    def _who_holds_up(self) -> str | None:
+        """Why this worker's step stands still; None where it went on meanwhile."""
         waited = f"for {self.timeout:g} s (--worker-timeout)"
         try:
             silent = self._silent_soon()
         except RuntimeError:
-            return f"{self._lost_store()}, and {self.sign.doing} has stood still {waited}"
-        if silent:
-            return f"{_and(silent)} gave no sign of life and held up {self.sign.doing} {waited}"
+            return f"{self._lost_store()}, and {self.sign.doing} has stood still {waited}; {AGAIN}"
+        if not self._stands_still():
+            return None
         behind = self._behind()
-        if behind:
+        if silent:
+            why = f"{_and(silent)} gave no sign of life and held up {self.sign.doing} {waited}"
+        elif behind:
             doing = "; ".join(dict.fromkeys(sign.doing for sign in behind))
-            return f"{_and(behind)} held up the others {waited}, last seen in {doing}"
-        hosts = sorted({sign.host for sign in self.seen.values()})
-        return f"all workers waited for each other {waited} in {self.sign.doing}; look at the network of {_and(hosts)}"
+            why = f"{_and(behind)} held up the others {waited}, last seen in {doing}"
+        else:
+            hosts = sorted({sign.host for sign in self.seen.values()})
+            why = (
+                f"all workers waited for each other {waited} in {self.sign.doing}; look at the network of {_and(hosts)}"
+            )
+        return self._agreed(f"{why}; {AGAIN}")
 
     def _silent(self) -> list[Sign]:
         """Those that give no sign of life for some beats. Raises RuntimeError where the store is gone."""
@@ -232,41 +258,45 @@ class Watch:
         return answers[0]
 
     def _lost_store(self) -> str:
+        """What there is to say where no worker can be asked for."""
         first = self.seen.get(0)
-        return f"{first or 'worker 0'} or the network to it is gone, for the store of the workers cannot be reached"
+        if first and first.is_dead():  # it had the store, unless torchrun's agent has it
+            return f"{first} has died"
+        return f"{first or 'worker 0'} or the network to it is gone, for the store of the workers cannot be reached,"
 
     # -- after an error -----------------------------------------------------------------------------------
 
     def _raise_for_the_gone(self, error: RuntimeError) -> None:
         """Raise MuppetError if a worker has failed, died, or gives no sign of life any more."""
-        doing = self.sign.doing
         try:
-            gone = self._gone()
+            why = self._gone()
+            if why is not None:
+                why = self._agreed(why)
         except RuntimeError:
-            raise MuppetError(f"{self._lost_store()} ({doing}); {AGAIN}") from error
-        if gone is None:
+            why = f"{self._lost_store()} in {self.sign.doing}; {AGAIN}"
+        if why is None:
             return
-        self._move(blames=gone.rank)
-        self._post()
-        if gone.failed:
-            raise MuppetError(f"{gone} has stopped in {gone.doing}: {gone.failed}") from error
-        how = "has died" if gone.is_dead() else "gave no sign of life any more"
-        raise MuppetError(f"{gone} {how} in {doing}; {AGAIN}") from error
+        self._ends.acquire()
+        self._let_others_hear()
+        raise MuppetError(why) from error
 
-    def _gone(self) -> Sign | None:
-        """The worker for which all others stop. Raises RuntimeError where the store is gone."""
+    def _gone(self) -> str | None:
+        """Who is gone, for people. Raises RuntimeError where the store is."""
         until = time.monotonic() + BEAT
         while time.monotonic() < until:
-            others = [sign for sign in self._read().values() if sign.rank != self.sign.rank]
-            # a worker that stops for another one comes to its end, too
-            for sign in others:
-                if sign.blames is not None:
-                    return self.seen[sign.blames]
-            for sign in others:
-                if sign.failed or sign.is_dead():
-                    return sign
+            signs = self._read()
+            why = self._agreed()
+            # a worker that stops for another one comes to its end, too; it has said so before
+            if why is not None:
+                return why
+            for sign in signs.values():
+                if sign.failed:
+                    return f"{sign} has stopped in {sign.doing}: {sign.failed}"
+                if sign.is_dead():
+                    return self._agreed() or f"{sign} has died in {self.sign.doing}; {AGAIN}"
             time.sleep(0.05)
-        return next(iter(self._silent()), None)
+        silent = self._silent()
+        return f"{_and(silent)} gave no sign of life any more in {self.sign.doing}; {AGAIN}" if silent else None
 
 
 def _and(things: list) -> str:

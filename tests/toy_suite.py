@@ -9,7 +9,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from preprocess.entry import Entry, HeldOut
 from tests.toy_data import write_bert_tokenizer
 
 ROOT = Path(__file__).parents[1]
-#: what torchrun starts for each worker on CPUs
+#: what torchrun starts for each worker on CPUs; exec: so that its signals reach Python
 LAUNCH = (
     'exec "$@" --distributed-backend gloo --distributed-init-method env:// '
     '--distributed-world-size "$WORLD_SIZE" --distributed-rank "$RANK" --distributed-no-spawn'
@@ -211,25 +211,36 @@ def train(
 
     ``arguments`` give the run's total of sub-batches an update as ``--update-freq``: it is divided among workers.
     """
-    arguments = list(arguments)
-    place = arguments.index("--update-freq") + 1
-    arguments[place] = str(int(arguments[place]) // workers)
     save_dir = Path(arguments[arguments.index("--save-dir") + 1])
     save_dir.mkdir(parents=True, exist_ok=True)
-    program = [sys.executable, str(ROOT / "tests" / "traced_train.py"), *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TRACE": str(trace or "")}
-    if workers > 1:
-        if "--ddp-backend" not in arguments:
-            program += ["--ddp-backend", "legacy_ddp"]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(workers)]
-        program = [*torchrun, "--master-port", str(port), "--no-python", "sh", "-c", LAUNCH, "sh", *program]
-    done = subprocess.run(program, capture_output=True, text=True, env=environment, timeout=timeout, check=False)
+    words, environment = launch(arguments, workers)
+    environment["TRACE"] = str(trace or "")
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=timeout, check=False)
     with (save_dir / "train.log").open("a") as log:
         log.write(done.stdout)
     return done
+
+
+def launch(arguments: Sequence[str], workers: int, *torchrun: str) -> tuple[list[str], dict[str, str]]:
+    """The words and the environment of :func:`train`; ``torchrun`` are more words for it, if it is used."""
+    arguments = list(arguments)
+    place = arguments.index("--update-freq") + 1
+    arguments[place] = str(int(arguments[place]) // workers)
+    program = [sys.executable, str(ROOT / "tests" / "traced_train.py"), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TRACE": ""}
+    if workers == 1:
+        return program, environment
+    if "--ddp-backend" not in arguments:
+        program += ["--ddp-backend", "legacy_ddp"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(workers)]
+    launcher += ["--master-port", str(free_port()), *torchrun, "--no-python", "sh", "-c", LAUNCH, "sh"]
+    return [*launcher, *program], environment
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def trained(*arguments: Any, **keywords: Any) -> None:

@@ -7,7 +7,6 @@ import os
 import re
 import resource
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ import torch
 
 from muppet_fairseq import errors
 from muppet_fairseq.study import processes
+from tests.toy_suite import free_port
 
 
 class Run:
@@ -51,7 +51,7 @@ class Run:
         words = ["fairseq-train", *arguments]
         address: dict[str, str] = {}
         if workers > 1:
-            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(workers)}
+            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(workers)}
             if "--ddp-backend" not in words:
                 words += ["--ddp-backend", "legacy_ddp"]
             words += ["--distributed-backend", "gloo", "--distributed-init-method", "env://"]
@@ -150,9 +150,3 @@ def equal(ours: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> 
 def _address_space() -> int:
     """Bytes of this process's address space."""
     return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
