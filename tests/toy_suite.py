@@ -233,7 +233,7 @@ def launch(arguments: Sequence[str], workers: int, *torchrun: str) -> tuple[list
     if "--ddp-backend" not in arguments:
         program += ["--ddp-backend", "legacy_ddp"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(workers)]
-    launcher += ["--master-port", str(free_port()), *torchrun, "--no-python", "sh", "-c", LAUNCH, "sh"]
+    launcher += ["--standalone", *torchrun, "--no-python", "sh", "-c", LAUNCH, "sh"]
     return [*launcher, *program], environment
 
 

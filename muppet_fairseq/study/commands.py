@@ -18,9 +18,10 @@ from muppet_fairseq.tasks.muppet import MuppetTaskConfig
 #: stands for a number of updates that is known only when the data are there
 UPDATES = "UPDATES"
 
-#: joins processes on CPUs, which fairseq does not do by itself: torchrun starts them, gloo joins them
+#: joins processes on CPUs, which fairseq does not do by itself: torchrun starts them, gloo joins them; exec: so that its
+#: signals reach them
 _ON_CPUS = (
-    '"$@" --ddp-backend legacy_ddp --distributed-backend gloo --distributed-init-method env:// '
+    'exec "$@" --ddp-backend legacy_ddp --distributed-backend gloo --distributed-init-method env:// '
     '--distributed-world-size "$WORLD_SIZE" --distributed-rank "$RANK" --distributed-no-spawn'
 )
 
