@@ -28,6 +28,7 @@ REQUIRES = [
 EXTRAS = {
     # builds only against Cython: pip install cython && pip install --no-build-isolation -e '.[fastbpe]'
     "fastbpe": ["fastBPE==0.1.0", "cython>=3"],
+    "fairscale": ["fairscale==0.4.13"],  # fairseq's --ddp-backend fully_sharded and slowmo, and --zero-sharding os
     "tasksource": ["tasksource>=0.1.1"],  # its tasks as datasets
     "dev": [
         "pytest>=8",

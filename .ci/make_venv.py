@@ -95,12 +95,18 @@ def install(torch: str) -> None:
     LOG.unlink(missing_ok=True)
     pip(torch, *shlex.split(torch))
     pip("muppet_fairseq and what its tests need", "--editable", ".[dev]")
+    # C++ without wheels, which asks for Cython too late
+    fast_bpe = ("--no-build-isolation", "--editable", ".[fastbpe]")
+    pip_if_possible("fastBPE, which tests compare with", ("cython>=3",), fast_bpe)
+    pip_if_possible("fairscale, which shards models in tests", ("--editable", ".[fairscale]"))
+
+
+def pip_if_possible(what: str, *steps: tuple[str, ...]) -> None:
     try:
-        # C++ without wheels, which asks for Cython too late
-        pip("Cython", "cython>=3")
-        pip("fastBPE, which tests compare with", "--no-build-isolation", "--editable", ".[fastbpe]")
+        for arguments in steps:
+            pip(what, *arguments)
     except StepError as error:
-        say(f"{error}; the tests that need fastBPE are skipped")
+        say(f"{error}; the tests that need it are skipped")
 
 
 def pip(what: str, *arguments: str) -> None:

@@ -6,23 +6,28 @@ Each function says which version needs it and why; :func:`apply` is called once,
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import math
 import os
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from fairseq import checkpoint_utils
+from fairseq.distributed import FullyShardedDataParallel
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.logging import metrics, progress_bar
 from fairseq.models import distributed_fairseq_model
 from fairseq.trainer import Trainer
 from torch.nn.parallel import DistributedDataParallel
+
+from muppet_fairseq.errors import MuppetError
 
 logger = logging.getLogger(__name__)
 
@@ -44,15 +49,109 @@ def allow_checkpoint_types() -> None:
 def _data_parallel(module: torch.nn.Module, **options: Any) -> DistributedDataParallel:
     if next(module.parameters()).device.type == "cpu":
         options.update(device_ids=None, output_device=None)
-    if hasattr(module, "heads"):
+    if getattr(module, "leaves_unused", False):
         options["find_unused_parameters"] = True
     return DistributedDataParallel(module=module, **options)
 
 
 def adapt_data_parallel() -> None:
     """ve-fairseq 0.12.3 names a CUDA device for ``--ddp-backend pytorch_ddp`` even on a CPU, where PyTorch then
-    refuses; and it needs ``--find-unused-parameters`` for a model whose heads take turns."""
+    refuses; and it needs ``--find-unused-parameters`` for a model that leaves some unused (looking for them in
+    vain takes time)."""
     distributed_fairseq_model.DistributedDataParallel = _data_parallel
+
+
+def _load_upgraded(
+    self: FullyShardedDataParallel, state: dict[str, Any], strict: bool = True, model_cfg: Any = None
+) -> Any:
+    if not self.use_sharded_state:
+        # the model itself has but the part of this worker, and under other names; the first worker gets it all,
+        # and what it makes of ``state`` goes to the others
+        model, whole = self.unwrapped_module, super(FullyShardedDataParallel, self).state_dict()
+        problem = None
+        if self.rank == 0:
+            model.state_dict = lambda: whole
+            try:
+                model.upgrade_state_dict(state)
+            except MuppetError as error:
+                problem = str(error)
+            finally:
+                del model.state_dict
+        problem = distributed_utils.broadcast_object(problem, src_rank=0, group=self.process_group)
+        if problem is not None:
+            raise MuppetError(problem)
+    return _load_as_it_is(self, state, strict, model_cfg)
+
+
+_load_as_it_is = FullyShardedDataParallel.load_state_dict
+
+
+def upgrade_sharded() -> None:
+    """With ``--ddp-backend fully_sharded`` ve-fairseq 0.12.3 loads a checkpoint without the model's own
+    ``upgrade_state_dict``: fairseq's published ones, or one with other heads, would not fit."""
+    FullyShardedDataParallel.load_state_dict = _load_upgraded
+
+
+def _call_main(cfg: Any, main: Callable[..., None], **options: Any) -> None:
+    common, distributed = cfg.common, cfg.distributed_training
+    if common.bf16 and not _installed("torch_xla"):
+        common.tpu = distributed.tpu = False
+    if distributed.distributed_init_method is None:
+        distributed_utils.infer_init_method(distributed)
+    check_parallel(common, distributed)
+    _call_main_as_it_is(cfg, main, **options)
+
+
+_call_main_as_it_is = distributed_utils.call_main
+
+
+def check_parallel(common: Any, distributed: Any) -> None:
+    """Raise MuppetError for options of fairseq's that cannot work here or together.
+
+    Args:
+        common, distributed: the sections ``common`` and ``distributed_training`` of fairseq's configuration.
+    """
+    backend = f"--ddp-backend {distributed.ddp_backend}"
+    on_cpu = common.cpu or not torch.cuda.is_available()
+    sharded, slowmo = distributed.ddp_backend == "fully_sharded", distributed.ddp_backend == "slowmo"
+    zero = distributed.zero_sharding != "none"
+    name = backend if sharded or slowmo else f"--zero-sharding {distributed.zero_sharding}"
+    other = "choose --ddp-backend pytorch_ddp or legacy_ddp"
+    for wrong, sentence in (
+        (on_cpu and (sharded or slowmo), f"{backend} needs GPUs: {other}"),
+        (on_cpu and common.fp16, "--fp16 needs a GPU: train without it, or with --bf16"),
+        (
+            (sharded or slowmo or zero) and not _installed("fairscale"),
+            f"{name} needs the package fairscale: pip install fairscale==0.4.13, or leave that option out",
+        ),
+        (
+            (sharded or zero) and distributed.distributed_init_method is None,
+            f"{name} divides a state among workers, but this run has only one: leave that option out",
+        ),
+        (sharded and common.bf16, f"{backend} does not go with --bf16: use --fp16, or {other}"),
+        (sharded and zero, f"{backend} shards the optimizer, too: leave --zero-sharding out"),
+        (
+            sharded and distributed.not_fsdp_flatten_parameters,
+            "--not-fsdp-flatten-parameters needs a gradient for each parameter on every worker, which heads that take "
+            "turns do not have: leave it out",
+        ),
+        (
+            zero and common.fp16 and not (common.memory_efficient_fp16 or common.fp16_no_flatten_grads),
+            f"{name} with --fp16 needs --fp16-no-flatten-grads: add that",
+        ),
+    ):
+        if wrong:
+            raise MuppetError(sentence)
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def start_as_asked() -> None:
+    """ve-fairseq 0.12.3 takes ``--bf16`` for ``--tpu``, so that a GPU (or a CPU) is not used, and ends with a traceback
+    where what is asked for cannot work (see :func:`check_parallel`)."""
+    distributed_utils.call_main = _call_main
 
 
 def _broadcast_object(obj: Any, src_rank: int, group: Any, dist_device: torch.device) -> Any:
@@ -148,6 +247,8 @@ def silence_known_warnings() -> None:
 def apply() -> None:
     allow_checkpoint_types()
     adapt_data_parallel()
+    upgrade_sharded()
+    start_as_asked()
     adapt_broadcast()
     copy_checkpoints_whole()
     stop_where_all_is_done()

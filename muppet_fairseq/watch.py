@@ -18,7 +18,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -97,7 +97,9 @@ class Watch:
         self._beats = itertools.count()
         self._prefix = f"muppet/{name}"
         self._post()
-        threading.Thread(target=self._beat, name="watch", daemon=True).start()
+        # two, for the store's answer may never come
+        for work in (self._beat, self._look):
+            threading.Thread(target=work, name="watch", daemon=True).start()
 
     @classmethod
     def start(cls, timeout: float) -> Watch:
@@ -157,8 +159,6 @@ class Watch:
         self.seen |= {sign["rank"]: Sign(**sign) for sign in signs}
         return dict(self.seen)
 
-    # -- what the other thread does -----------------------------------------------------------------------
-
     def _agreed(self, sentence: str | None = None) -> str | None:
         """Why all workers stop: what the first of them has said. ``sentence`` is what this one has to say."""
         key = f"{self._prefix}/why"
@@ -166,7 +166,7 @@ class Watch:
             return self.store.compare_set(key, "", sentence).decode()
         return self.store.get(key).decode() if self.store.check([key]) else None
 
-    # -- what the other thread does -----------------------------------------------------------------------
+    # -- what the other threads do ------------------------------------------------------------------------
 
     def _beat(self) -> None:
         while True:
@@ -178,11 +178,18 @@ class Watch:
                     self._read()
                 why = self._agreed() if self._waits else None
             except RuntimeError:
-                why = None  # a worker that waits in vain will find it out
-            if why is None and self._stands_still():
-                why = self._who_holds_up()
-            if why is not None and self._waits and self._ends.acquire(blocking=False):
-                self._end(why)
+                continue  # a worker that waits in vain will find it out
+            self._end_for(why)
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(BEAT)
+            if self._stands_still():
+                self._end_for(self._who_holds_up())
+
+    def _end_for(self, why: str | None) -> None:
+        if why is not None and self._waits and self._ends.acquire(blocking=False):
+            self._end(why)
 
     def _stands_still(self) -> bool:
         return self._waits and time.monotonic() - self._moved > self.timeout
@@ -212,7 +219,7 @@ class Watch:
         """Why this worker's step stands still; None where it went on meanwhile."""
         waited = f"for {self.timeout:g} s (--worker-timeout)"
         try:
-            silent = self._silent()
+            silent = self._silent_soon()
         except RuntimeError:
             return f"{self._lost_store()}, and {self.sign.doing} has stood still {waited}; {AGAIN}"
         if not self._stands_still():
@@ -238,6 +245,21 @@ class Watch:
             self._post()
         after = self._read()
         return [sign for rank, sign in after.items() if rank in before and sign.beat == before[rank].beat]
+
+    def _silent_soon(self) -> list[Sign]:
+        """:meth:`_silent`; a store that does not answer, since the network to it is gone, counts as gone."""
+        answers: list[list[Sign]] = []
+
+        def ask() -> None:
+            with suppress(RuntimeError):
+                answers.append(self._silent())
+
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(_STORE_TIMEOUT)
+        if not answers:
+            raise RuntimeError("the store does not answer")
+        return answers[0]
 
     def _lost_store(self) -> str:
         """What there is to say where no worker can be asked for."""

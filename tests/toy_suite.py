@@ -25,6 +25,11 @@ from preprocess.entry import Entry, HeldOut
 from tests.toy_data import write_bert_tokenizer
 
 ROOT = Path(__file__).parents[1]
+#: what torchrun starts for each worker on CPUs; exec: so that its signals reach Python
+LAUNCH = (
+    'exec "$@" --distributed-backend gloo --distributed-init-method env:// '
+    '--distributed-world-size "$WORLD_SIZE" --distributed-rank "$RANK" --distributed-no-spawn'
+)
 WORDS = ("dog", "cat", "cow", "fox", "hen", "owl", "pig", "rat")
 #: the suite of most tests, and all that a model with a decoder can pre-finetune on
 NAMES = ("animals", "pairs", "choices", "spans")
@@ -228,13 +233,8 @@ def launch(arguments: Sequence[str], workers: int, *torchrun: str) -> tuple[list
         return program, environment
     if "--ddp-backend" not in arguments:
         program += ["--ddp-backend", "legacy_ddp"]
-    # exec: so that torchrun's signals reach Python
-    line = (
-        'exec "$@" --distributed-backend gloo --distributed-init-method env:// '
-        '--distributed-world-size "$WORLD_SIZE" --distributed-rank "$RANK" --distributed-no-spawn'
-    )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(workers)]
-    launcher += ["--standalone", *torchrun, "--no-python", "sh", "-c", line, "sh"]
+    launcher += ["--standalone", *torchrun, "--no-python", "sh", "-c", LAUNCH, "sh"]
     return [*launcher, *program], environment
 
 

@@ -22,10 +22,12 @@ class WithHeads:
 
     Attributes:
         heads: a module for each head of the suite; those that a sub-batch does not name are not computed.
+        leaves_unused: whether a sub-batch may leave parameters out: another dataset's head, or a dropped layer.
         reuse_heads: whether :meth:`adapt` takes the heads of the state that it is given.
     """
 
     heads: nn.ModuleDict
+    leaves_unused: bool
     reuse_heads: bool
 
     @staticmethod
@@ -42,6 +44,8 @@ class WithHeads:
         sha256 = torch.tensor(list(bytes.fromhex(task.dictionary_sha256)))
         self.register_buffer(DICTIONARY_KEY, sha256.byte())
         self.heads = nn.ModuleDict(task.build_heads(dim, args.pooler_dropout, has_decoder=has_decoder))
+        layerdrop = (getattr(args, f"{part}_layerdrop", 0) for part in ("encoder", "decoder"))
+        self.leaves_unused = len(set(task.heads)) > 1 or any(layerdrop)
         self.reuse_heads = task.reuse_heads
 
     def normalize_heads(self, args: Namespace) -> None:

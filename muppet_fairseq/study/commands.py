@@ -18,7 +18,7 @@ from muppet_fairseq.tasks.muppet import MuppetTaskConfig
 #: stands for a number of updates that is known only when the data are there
 UPDATES = "UPDATES"
 
-#: joins processes on CPUs, which fairseq does not do by itself: torchrun starts them, gloo joins them, and exec lets the
+#: joins processes on CPUs, which fairseq does not do by itself: torchrun starts them, gloo joins them; exec: so that
 #: signals reach them
 _ON_CPUS = (
     'exec "$@" --ddp-backend legacy_ddp --distributed-backend gloo --distributed-init-method env:// '
