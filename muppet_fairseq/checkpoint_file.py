@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from muppet_fairseq.errors import MuppetError
 
 #: what a checkpoint's containers may hold, all of them together, each as often as it is named: a real one has thousands
-MAX_VALUES = 1 << 22
+MAX_VALUES = 1 << 19
 #: how deep they may lie in each other
 MAX_DEPTH = 64
 

@@ -24,6 +24,7 @@ from muppet_fairseq.families.base import FamilyDataset
 from muppet_fairseq.generation import Generator
 from muppet_fairseq.models import bart, roberta  # noqa: F401 - registers the models
 from muppet_fairseq.spec import DatasetSpec
+from muppet_fairseq.suite import NAME
 from muppet_fairseq.tasks.muppet import MuppetTask, MuppetTaskConfig
 
 
@@ -92,8 +93,23 @@ def model_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _check_sizes(options: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """The model is built as large as its tensors are. Raises ValueError where the options say otherwise."""
+def _spec(values: dict[str, Any]) -> DatasetSpec:
+    """A dataset of a checkpoint, whose name is part of paths. Raises KeyError or TypeError for what no suite has."""
+    spec = DatasetSpec.from_dict(values)
+    names = [spec.name] if spec.head is None else [spec.name, spec.head]
+    fits = (
+        all(NAME.fullmatch(name) for name in names)
+        and spec.metric in FAMILIES[spec.family].metric_names
+        and all(isinstance(label, str) for label in spec.labels)
+        and type(spec.num_inputs) is int
+    )
+    if not fits:
+        raise TypeError
+    return spec
+
+
+def _check_sizes(options: Mapping[str, Any], task: MuppetTask, state: Mapping[str, Tensor]) -> None:
+    """Before a model is built: it will be as large as its tensors are. Raises ValueError."""
     for side in ("encoder", "decoder"):
         if f"{side}_layers" not in options:
             continue
@@ -101,14 +117,21 @@ def _check_sizes(options: Mapping[str, Any], state: Mapping[str, Tensor]) -> Non
         own = {match[1]: value for name, value in state.items() if (match := place.fullmatch(name))}
         layers = {name.split(".")[1] for name in own if name.startswith("layers.")}
         kept = options.get(f"{side}_layers_to_keep")
+        width = own["embed_tokens.weight"].shape[1]
         sizes = {
-            "layers": (options[f"{side}_layers"] if kept is None else len(kept.split(",")), len(layers)),
-            "embed_dim": (options[f"{side}_embed_dim"], own["embed_tokens.weight"].shape[1]),
-            "ffn_embed_dim": (options[f"{side}_ffn_embed_dim"], len(own["layers.0.fc1.weight"])),
+            f"{side}_layers": (options[f"{side}_layers"] if kept is None else len(kept.split(",")), len(layers)),
+            f"{side}_embed_dim": (options[f"{side}_embed_dim"], width),
+            f"{side}_ffn_embed_dim": (options[f"{side}_ffn_embed_dim"], len(own["layers.0.fc1.weight"])),
+            # fairseq counts them from the padding's number on
+            "max_positions": (task.max_positions(), len(own["embed_positions.weight"]) - task.layout.pad - 1),
         }
         for name, (said, there) in sizes.items():
             if said != there:
-                raise ValueError(f"its options say {side}_{name} {said!r}, its tensors {there}")
+                raise ValueError(f"its options say {name} {said!r}, its tensors {there}")
+    for spec, head in zip(task.specs, task.heads, strict=True):
+        numbers = sum(value.numel() for name, value in state.items() if name.startswith(f"heads.{head}."))
+        if numbers < width * len(spec.labels):
+            raise ValueError(f"its head {head} is of fewer classes than {spec.name} has")
 
 
 @dataclass
@@ -132,12 +155,12 @@ class TrainedModel:
             cfg = MuppetTaskConfig(**task_options(state["cfg"]["task"]), reuse_heads=True, seed=1)
             options = Namespace(**model_options(state["cfg"]["model"]))
             kind = ARCH_MODEL_REGISTRY[options.arch]
-            specs = [DatasetSpec.from_dict(spec) for spec in state["task_state"]["specs"]]
+            specs = [_spec(values) for values in state["task_state"]["specs"]]
         except (AttributeError, KeyError, TypeError):
             raise _other_version(checkpoint) from None
         task = MuppetTask(cfg, load_dictionary(dictionary), dictionary_sha256(dictionary), specs)
         try:
-            _check_sizes(vars(options), state["model"])
+            _check_sizes(vars(options), task, state["model"])
             model = kind.build_model(options, task)
         except MuppetError:
             raise
