@@ -205,10 +205,14 @@ def _check_optimizer(optimizer: Any) -> None:
     for group in inner.param_groups:
         for parameter in group["params"]:
             for name, value in inner.state.get(parameter, {}).items():
-                if name in _ELEMENTWISE and value is not None and value.shape != parameter.shape:
-                    raise ValueError(
-                        f"its optimizer's {name} has shape {tuple(value.shape)}, not {tuple(parameter.shape)}"
-                    )
+                # SGD's without momentum
+                if value is None and name == "momentum_buffer":
+                    continue
+                shape = tuple(value.shape) if isinstance(value, torch.Tensor) else None
+                if name in _ELEMENTWISE and shape != tuple(parameter.shape):
+                    raise ValueError(f"its optimizer's {name} has shape {shape}, not {tuple(parameter.shape)}")
+                if value is None:
+                    raise ValueError(f"its optimizer's {name} is missing")
                 _require_numbers({name: value})
 
 

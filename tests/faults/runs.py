@@ -120,8 +120,8 @@ class Run:
             return file.read().decode(errors="replace")
 
     def sentences(self, rank: int = 0) -> list[str]:
-        """The sentences of errors in it, without ``muppet: ``."""
-        return re.findall(r"^muppet: (.*)$", self.errors(rank), flags=re.MULTILINE)
+        """The sentences of errors in it, without ``muppet: `` and the rank that PyTorch puts before it."""
+        return re.findall(r"^(?:\[rank\d+\]: )?muppet: (.*)$", self.errors(rank), flags=re.MULTILINE)
 
 
 def finished(arguments: Sequence[str], folder: Path, **keywords: Any) -> Run:

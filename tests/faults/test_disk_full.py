@@ -24,6 +24,8 @@ from tests.toy_suite import options, train
 
 #: saves at 2, 4 and 6 updates, each to a file of its own and to checkpoint_last.pt; the older ones of their own go
 SAVES = ("--max-update", "6", "--save-interval-updates", "2", "--keep-interval-updates", "1")
+#: bytes by which the checkpoints of a run differ in size, at most
+SLACK = 2048
 RUN = (*SAVES, "--disable-validation", "--dropout", "0.1")
 
 
@@ -141,9 +143,9 @@ def test_full_after_any_number_of_bytes(data, undisturbed, tmp_path, tries, ledg
         try:
             assert statuses == [1], run.errors()
             check_sentence(run, save_dir)
-            # files that were finished before, less those that a whole newer one made superfluous
-            done = room // size
-            assert len(good(save_dir)) == min(done, 2) + (done in (3, 5)), (room, good(save_dir))
+            # files that were finished before, less those that a whole newer one made superfluous; sizes differ a little
+            done = {(room + some) // size for some in (-SLACK, 0, SLACK)}
+            assert len(good(save_dir)) in {min(files, 2) + (files in (3, 5)) for files in done}, (room, good(save_dir))
             recovery = goes_on(arguments, tmp_path / "out", save_dir, undisturbed)
         except BaseException:
             ledger.note("disk full while saving, after any byte", survived=False)

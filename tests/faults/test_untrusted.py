@@ -19,9 +19,10 @@ import torch
 
 from muppet_fairseq import checkpoint_file, evaluate, hf
 from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.hub import MuppetHub
 from muppet_fairseq.models.roberta import MuppetRobertaModel
 from muppet_fairseq.release import release
-from tests.faults.runs import Run, finished
+from tests.faults.runs import Run, equal, finished, parameters
 from tests.toy_suite import ROOT, options
 
 #: what a single test may add to this process's memory, and a training run to what it had
@@ -389,3 +390,135 @@ def test_options_of_a_stranger_are_not_followed(data, bart, tmp_path, monkeypatc
         ledger.note("plain values that mean harm, evaluate and release", survived=good)
         assert good, said
     assert _peak() - memory < MEMORY
+
+
+def _history(state: dict, **changes: Any) -> dict:
+    return state | {"optimizer_history": [state["optimizer_history"][-1] | changes]}
+
+
+def _extra(state: dict, **changes: Any) -> dict:
+    return state | {"extra_state": state["extra_state"] | changes}
+
+
+def _moments(state: dict, **changes: Any) -> dict:
+    optimizer = state["last_optimizer_state"]
+    return state | {
+        "last_optimizer_state": optimizer | {"state": {n: v | changes for n, v in optimizer["state"].items()}}
+    }
+
+
+def _iterator(state: dict, **changes: Any) -> dict:
+    return _extra(state, train_iterator=state["extra_state"]["train_iterator"] | changes)
+
+
+#: of a run's own state, what it could stumble over when it goes on
+STATE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "moments of another shape": lambda state: _moments(state, exp_avg=torch.zeros(3)),
+    "moments of another shape that broadcasts": lambda state: _moments(state, exp_avg_sq=torch.zeros(())),
+    "moments in words": lambda state: _moments(state, exp_avg="a"),
+    "steps in words": lambda state: _moments(state, step="a"),
+    "no moments": lambda state: _moments(state, exp_avg=None),
+    "an optimizer that is a list": lambda state: state | {"last_optimizer_state": [1]},
+    "fewer parameters": lambda state: state | {"last_optimizer_state": {"state": {}, "param_groups": []}},
+    "no history": lambda state: state | {"optimizer_history": []},
+    "a history in words": lambda state: state | {"optimizer_history": "abc"},
+    "updates in words": lambda state: _history(state, num_updates="4"),
+    "another optimizer": lambda state: _history(state, optimizer_name="FairseqNAG"),
+    "a learning rate in words": lambda state: _history(state, lr_scheduler_state={"best": None, "lr": EVIL}),
+    "no state": lambda state: {key: state[key] for key in state if key != "extra_state"},
+    "state in words": lambda state: state | {"extra_state": "abc"},
+    "meters in words": lambda state: _extra(state, metrics={"train": [[1, "loss", "AverageMeter", {"sum": "a"}]]}),
+    "a meter that is none": lambda state: _extra(state, metrics={"train": [[1, "loss", "type_as", {}]]}),
+    "an epoch in words": lambda state: _iterator(state, epoch="1"),
+    "an epoch without end": lambda state: _iterator(state, epoch=10**30),
+    "an epoch below zero": lambda state: _iterator(state, epoch=-5),
+    "sub-batches without end": lambda state: _iterator(state, sub_batches_done=10**15),
+    "sub-batches in words": lambda state: _iterator(state, sub_batches_done="a"),
+}
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_state_of_a_stranger_does_not_stop_a_run_midway(data, state, tmp_path, tries, ledger, part):
+    failed = {}
+    for number, (name, change) in enumerate(STATE.items()):
+        if number % 3 != part or number % tries(7, 1):
+            continue
+        save_dir = tmp_path / str(number)
+        save_dir.mkdir()
+        file = save_dir / "checkpoint_last.pt"
+        torch.save(change(state), file)
+        run = Run(options(data, save_dir, *SHORT, "--max-update", "5"), save_dir / "out", memory=MEMORY)
+        good = run.wait() == [1] and len(run.sentences()) == 1 and str(file) in run.sentences()[0]
+        good = good and "Traceback" not in run.errors()
+        ledger.note("plain values that mean harm, resume", survived=good)
+        if not good:
+            failed[name] = run.errors()[-1500:]
+    assert not failed
+
+
+def test_averaged_parameters_of_another_shape(data, state, tmp_path, tries):
+    """Of ``--store-ema``."""
+    if not tries(0, 1):
+        pytest.skip("make test-faults")
+    (tmp_path / "run").mkdir()
+    file = tmp_path / "run" / "checkpoint_last.pt"
+    torch.save(_extra(state, ema={name: torch.zeros(3, 5, 7) for name in state["model"]}), file)
+    run = Run(options(data, tmp_path / "run", *SHORT, "--max-update", "5", "--store-ema"), tmp_path / "out")
+    assert run.wait() == [1]
+    assert len(run.sentences()) == 1, run.errors()
+
+
+def test_what_a_checkpoint_names_is_neither_imported_nor_read(data, trained, state, tmp_path, monkeypatch, ledger):
+    """It may name anything: training, evaluation and the hub do as if it did not."""
+    monkeypatch.chdir(tmp_path)
+    package = tmp_path / "theirs"
+    (package / "tasks").mkdir(parents=True)
+    for place in (package, package / "tasks"):
+        (place / "__init__.py").write_text(f"open({str(tmp_path / MARK)!r}, 'w')\n")
+    os.mkfifo(tmp_path / "pipe.yaml")  # reading it would wait for ever
+    named = dict.fromkeys(("data", "suite", "save_dir", "restore_file"), str(tmp_path / "pipe.yaml"))
+    changed = _with(_with(state, "task", **named), "common", user_dir=str(package), tensorboard_logdir="/proc/nothing")
+    changed = _with(changed, "model", user_dir=str(package), **named)
+    file = _release_with(trained, tmp_path / "release", lambda path, state: torch.save(state, path), changed)
+    _evaluated(file, data)
+    assert MuppetHub.load(tmp_path / "release").classify("animals", "dog")["label"] in "01"
+    save_dir = tmp_path / "run"
+    more = ("--finetune-from-model", str(file), "--reuse-heads")
+    finished(options(data, save_dir, *SHORT, "--max-update", "1", *more), tmp_path / "out")
+    ledger.note("paths and modules named in a checkpoint", survived=not (tmp_path / MARK).exists())
+    assert not (tmp_path / MARK).exists()
+    assert not any("theirs" in name for name in sys.modules)
+
+
+@pytest.mark.parametrize("name", ["os.system", "cut off"])
+def test_two_workers_say_it_and_end(data, state, tmp_path, monkeypatch, ledger, tries, name):
+    """The one that does not read the file would wait for it."""
+    if name == "cut off" and not tries(0, 1):
+        pytest.skip("make test-faults")
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "stranger.pt"
+    (CODE | FILES)[name](file, state)
+    arguments = options(data, tmp_path / "run", *SHORT, "--update-freq", "2", "--finetune-from-model", str(file))
+    run = Run(arguments, tmp_path / "out", workers=2)
+    statuses = run.wait(60)
+    said = [run.sentences(rank) for rank in range(2)]
+    good = statuses == [1, 1] and said[0] == said[1] and len(said[0]) == 1 and str(file) in said[0][0]
+    ledger.note("refused with two workers", survived=good)
+    assert good, (statuses, said, run.errors(1)[-2000:])
+
+
+def test_beside_a_torn_last_checkpoint_another_one_is_named(data, trained, tmp_path, ledger):
+    """The newest that is whole; with the option that is named, the run ends where it would have."""
+    save_dir = Path(shutil.copytree(trained / "run", tmp_path / "run"))
+    os.truncate(save_dir / "checkpoint_last.pt", 100_000)
+    _flip(save_dir / "checkpoint_1_4.pt")
+    arguments = options(data, save_dir, *SHORT)
+    run = Run(arguments, tmp_path / "out")
+    assert run.wait() == [1]
+    other = save_dir / "checkpoint_1_2.pt"
+    (sentence,) = run.sentences()
+    survived = f"; {other} (of update 2) is whole: go on from it with --restore-file {other}" in sentence
+    ledger.note("torn checkpoint_last.pt", survived=survived)
+    assert survived, sentence
+    finished([*arguments, "--restore-file", str(other)], tmp_path / "out")
+    assert equal(parameters(save_dir), parameters(trained / "run"))
