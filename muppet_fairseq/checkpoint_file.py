@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import pickle
 import re
 import reprlib
 import stat
 import zipfile
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -32,39 +30,18 @@ _FORBIDDEN = re.compile(r"GLOBAL (\S+)|unrecognized function (.+)|unsupported cl
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
-class _DType:
-    """Stands for ``numpy.dtype`` in a file: numpy's own takes over whatever state it is given, also its fields' flags,
-    and would read a scalar's bytes as pointers."""
-
-    def __init__(self, code: str, *_: Any) -> None:
-        self.dtype = np.dtype(_text(code))
-        if self.dtype.kind not in "biufc":
-            raise pickle.UnpicklingError(f"Unsupported class numpy.dtype({code!r})")
-
-    def __setstate__(self, state: tuple) -> None:
-        order = _text(state[1])
-        self.dtype = self.dtype.newbyteorder(order if order in ("<", ">") else "|")
-
-
-def _scalar(kind: _DType, content: bytes) -> np.generic:
-    if not isinstance(kind, _DType) or len(content) != kind.dtype.itemsize:
-        raise pickle.UnpicklingError("a number of another size than its type's")
-    return np.frombuffer(content, kind.dtype)[0]
-
-
-def _text(word: str | bytes) -> str:
-    return word.decode() if isinstance(word, bytes) else word
-
-
 def allow_checkpoint_types() -> None:
     """torch >= 2.6 unpickles only known types, and ve-fairseq 0.12.3 asks for no others: no run could resume.
 
     fairseq's checkpoints hold the model's arguments as a Namespace and, in some meters, numpy scalars. Both are
     plain data; everything else stays refused.
     """
+    codes = np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"
+    numpy_types = {np.dtype, *(type(np.dtype(code)) for code in codes)}
+    scalar = np.float64(0).__reduce__()[0]
     # numpy 2 moved it; checkpoints keep the name of the numpy that wrote them
-    scalars = [(_scalar, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]
-    torch.serialization.add_safe_globals([argparse.Namespace, (_DType, "numpy.dtype"), _DType, *scalars])
+    names = [(scalar, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]
+    torch.serialization.add_safe_globals([argparse.Namespace, *names, *numpy_types])
 
 
 def require_file(path: Path) -> int:
@@ -229,7 +206,7 @@ def _values(content: Any) -> Iterator[Any]:
         seen += 1
         if seen > MAX_VALUES or depth > MAX_DEPTH:
             raise ValueError("it is nested without end")
-        if isinstance(value, Namespace):
+        if isinstance(value, argparse.Namespace):
             value = vars(value)
         if isinstance(value, dict):
             stack.extend((part, depth + 1) for item in value.items() for part in item)

@@ -162,16 +162,16 @@ class TrainedModel:
         try:
             _check_sizes(vars(options), task, state["model"])
             model = kind.build_model(options, task)
+            # loading would start a head afresh
+            for name, value in model.heads.state_dict(prefix="heads.").items():
+                if name not in state["model"] or state["model"][name].shape != value.shape:
+                    raise MuppetError(f"{checkpoint} lacks {name}, which its datasets need; copy it again")
+            model.load_state_dict(state["model"], strict=True)
         except MuppetError:
             raise
-        except Exception as error:  # any option may be odd
+        except Exception as error:  # any option and any tensor may be odd
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise MuppetError(f"{checkpoint} describes no model that can be built ({reason}); copy it again") from None
-        # loading would start a head afresh
-        for name, value in model.heads.state_dict(prefix="heads.").items():
-            if name not in state["model"] or state["model"][name].shape != value.shape:
-                raise MuppetError(f"{checkpoint} lacks {name}, which its datasets need; copy it again")
-        model.load_state_dict(state["model"], strict=True)
         return cls(task, model.eval())
 
     @property
