@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from muppet_fairseq import checkpoint_file, evaluate, hf
+from muppet_fairseq import checkpoint_file, cli, hf
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.hub import MuppetHub
 from muppet_fairseq.models.roberta import MuppetRobertaModel
@@ -224,9 +224,6 @@ def _said(call: Callable[[], Any]) -> list[str]:
 
 
 def _evaluated(checkpoint: Path, data: Path) -> Any:
-    from muppet_fairseq import cli
-
-    sys.modules["muppet_fairseq.evaluate"] = evaluate
     return cli.main(["evaluate", str(checkpoint), str(data), "--device", "cpu"])
 
 
@@ -311,7 +308,7 @@ def test_training_from_it_is_refused(data, state, tmp_path, monkeypatch, ledger,
     monkeypatch.chdir(tmp_path)
     failed = {}
     for number, (name, make) in enumerate((CODE | FILES).items()):
-        if (number + len(way)) % tries(11, 1):
+        if (number + len(way)) % tries(16, 1):
             continue
         save_dir = tmp_path / str(number)
         save_dir.mkdir()
@@ -373,8 +370,10 @@ def bart(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", CONTENT)
-def test_options_of_a_stranger_are_not_followed(data, bart, tmp_path, monkeypatch, ledger, name):
+def test_options_of_a_stranger_are_not_followed(data, bart, tmp_path, monkeypatch, ledger, tries, name):
     """Of a BART, whose options fairseq reads with ``eval`` and opens as files."""
+    if list(CONTENT).index(name) % tries(3, 1):
+        pytest.skip("make test-faults")
     monkeypatch.chdir(tmp_path)
     before = torch.load(bart / "run" / "checkpoint_last.pt", weights_only=True)
     file = tmp_path / "stranger.pt"
@@ -441,7 +440,7 @@ STATE: dict[str, Callable[[dict[str, Any]], Any]] = {
 def test_state_of_a_stranger_does_not_stop_a_run_midway(data, state, tmp_path, tries, ledger, part):
     failed = {}
     for number, (name, change) in enumerate(STATE.items()):
-        if number % 3 != part or number % tries(7, 1):
+        if number % 3 != part or number % tries(10, 1):
             continue
         save_dir = tmp_path / str(number)
         save_dir.mkdir()
