@@ -1,49 +1,32 @@
-"""Every workaround for the versions of fairseq, PyTorch and Python that this package runs on.
+"""Every workaround for the versions of fairseq, PyTorch and Python that this package runs on; those for checkpoints
+are in :mod:`muppet_fairseq.run_checkpoints`.
 
 Each function says which version needs it and why; :func:`apply` is called once, when the package is imported.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import logging
 import math
-import os
-import shutil
 import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from fairseq import checkpoint_utils
 from fairseq.distributed import FullyShardedDataParallel
 from fairseq.distributed import utils as distributed_utils
-from fairseq.file_io import PathManager
 from fairseq.logging import metrics, progress_bar
 from fairseq.models import distributed_fairseq_model
 from fairseq.trainer import Trainer
 from torch.nn.parallel import DistributedDataParallel
 
+from muppet_fairseq import run_checkpoints
 from muppet_fairseq.errors import MuppetError
 
 logger = logging.getLogger(__name__)
-
-
-def allow_checkpoint_types() -> None:
-    """torch >= 2.6 unpickles only known types, and ve-fairseq 0.12.3 asks for no others: no run could resume.
-
-    fairseq's checkpoints hold the model's arguments as a Namespace and, in some meters, numpy scalars. Both are
-    plain data; everything else stays refused.
-    """
-    codes = np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"
-    numpy_types = {np.dtype, *(type(np.dtype(code)) for code in codes)}
-    scalar = np.float64(0).__reduce__()[0]
-    # numpy 2 moved it; checkpoints keep the name of the numpy that wrote them
-    names = [(scalar, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]
-    torch.serialization.add_safe_globals([argparse.Namespace, *names, *numpy_types])
 
 
 def _data_parallel(module: torch.nn.Module, **options: Any) -> DistributedDataParallel:
@@ -154,36 +137,6 @@ def start_as_asked() -> None:
     distributed_utils.call_main = _call_main
 
 
-def _broadcast_object(obj: Any, src_rank: int, group: Any, dist_device: torch.device) -> Any:
-    holder = [obj]
-    torch.distributed.broadcast_object_list(holder, src=src_rank, group=group, device=dist_device)
-    return holder[0]
-
-
-def adapt_broadcast() -> None:
-    """ve-fairseq 0.12.3 hands a loaded checkpoint from the first worker to the others with ``torch.load``, which
-    (torch >= 2.6) refuses its configuration. What was checked when the file was read is not checked again."""
-    distributed_utils._broadcast_object_slow = _broadcast_object
-
-
-def _copy_whole(source: str, target: str, overwrite: bool = False) -> bool:
-    if not PathManager.supports_rename(target):
-        return _copy_in_place(source, target, overwrite)
-    temporary = f"{target}.tmp"
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
-    return True
-
-
-_copy_in_place = PathManager.copy
-
-
-def copy_checkpoints_whole() -> None:
-    """ve-fairseq 0.12.3 copies a new checkpoint over ``checkpoint_last.pt`` in place: a run that is killed at that
-    moment has none to go on with."""
-    PathManager.copy = staticmethod(_copy_whole)
-
-
 def patience() -> dict[str, Any]:
     """What ve-fairseq 0.12.3 counts for ``--patience``, but keeps in no checkpoint: a run that goes on would count
     from nothing. Change it to restore it; it is empty in a program that does not train."""
@@ -245,11 +198,9 @@ def silence_known_warnings() -> None:
 
 
 def apply() -> None:
-    allow_checkpoint_types()
+    run_checkpoints.install()
     adapt_data_parallel()
     upgrade_sharded()
     start_as_asked()
-    adapt_broadcast()
-    copy_checkpoints_whole()
     stop_where_all_is_done()
     silence_known_warnings()

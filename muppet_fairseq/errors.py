@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import sys
 from collections.abc import Iterable
 from types import TracebackType
+
+#: the system's numbers for a full disk, and for one that is full for this user
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class MuppetError(Exception):
@@ -17,7 +21,7 @@ class MuppetError(Exception):
 
 
 def sentence_of(error: BaseException | None) -> str | None:
-    """Return the sentence of the :class:`MuppetError` that caused ``error``, or None.
+    """Return the sentence of the :class:`MuppetError` or the full disk that caused ``error``, or None.
 
     fairseq re-raises some errors as plain ``Exception`` ("Cannot load model parameters ..."); PyTorch turns the
     error of a process that it started into text, for a data loader's as the message of an error of the same
@@ -31,6 +35,9 @@ def sentence_of(error: BaseException | None) -> str | None:
             return str(error).rpartition(marker)[2].partition("\n")[0].strip()
         if isinstance(error, MuppetError):
             return str(error)
+        if isinstance(error, OSError) and error.errno in FULL:
+            # a log, or what else a library writes
+            return f"cannot write {error.filename or 'a file'} ({error.strerror}); make room, and start this again"
         error = error.__cause__ or error.__context__
     return None
 

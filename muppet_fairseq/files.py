@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.errors import FULL, MuppetError
 
 
 def unwritable(path: Path, error: OSError | RuntimeError) -> MuppetError:
-    """Say that ``path`` cannot be written (PyTorch raises RuntimeError for a full disk)."""
+    """Say that ``path`` cannot be written."""
     reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-    return MuppetError(f"cannot write {path} ({reason}); name another place")
+    room = "make room or " if getattr(error, "errno", None) in FULL else ""
+    return MuppetError(f"cannot write {path} ({reason}); {room}name another place")
 
 
 @contextmanager

@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import pickle
 import shutil
 import tempfile
 import zipfile
@@ -32,6 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from muppet_fairseq import checkpoint_file
 from muppet_fairseq.data.tokenizer import symbols_sha256
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import new_folder
@@ -308,19 +308,15 @@ def _read_config(path: Path) -> EncoderConfig:
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     """Read all tensors of a file without running any code that it may hold."""
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        try:
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" not in str(error):
-            raise MuppetError(f"{path} is damaged or no PyTorch file; fetch or save it again") from None
-        raise MuppetError(
-            f"{path} holds pickled code besides tensors, which is never run; save the model as {WEIGHTS[0]}"
-        ) from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError):
-        raise MuppetError(f"{path} is damaged or no file of its kind; fetch or save it again") from None
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        except (SafetensorError, OSError):
+            raise MuppetError(f"{path} is damaged or no file of its kind; fetch or save it again") from None
+    content = checkpoint_file.read(path, cure=f"save the model as {WEIGHTS[0]}")
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise MuppetError(f"{path} holds no plain state dict; save the model as {WEIGHTS[0]}")
     return content
 
@@ -354,6 +350,10 @@ def _encoder_tensors(path: Path, config: EncoderConfig) -> dict[str, Tensor]:
             raise MuppetError(
                 f"{path} has {name} of shape {tuple(tensors[name].shape)}, but config.json makes it {shape}; "
                 f"use the config.json that belongs to it"
+            )
+        if not tensors[name].is_floating_point():
+            raise MuppetError(
+                f"{path} has {name} of {tensors[name].dtype}, not of numbers with a fraction; fetch it again"
             )
     return {name: tensor.float() for name, tensor in tensors.items()}
 
@@ -420,7 +420,7 @@ def _write(
         **vocabulary.files,
     }
     with new_folder(out, replace=force) as folder:
-        torch.save(packed(task, config.fairseq_options(), state), folder / "model.pt")
+        checkpoint_file.write(packed(task, config.fairseq_options(), state), folder / "model.pt")
         for name, content in contents.items():
             (folder / name).write_bytes(content)
 

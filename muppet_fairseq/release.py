@@ -6,24 +6,21 @@ import argparse
 import os
 import tarfile
 import tempfile
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import torch
-from fairseq.models import ARCH_CONFIG_REGISTRY
 from torch import Tensor
 
+from muppet_fairseq import checkpoint_file
 from muppet_fairseq.data.tokenizer import Tokenizer
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import new_folder, unwritable
 from muppet_fairseq.models.checkpoint import packed
 from muppet_fairseq.provenance import versions
 from muppet_fairseq.spec import DatasetSpec, read_dataset_json
-from muppet_fairseq.trained import TrainedModel, read_checkpoint
+from muppet_fairseq.trained import TrainedModel, model_options, read_checkpoint, task_options
 
-#: of the task, what laying out a question needs; all else is about a run, and names its paths
-TASK_OPTIONS = ("max_positions", "window_overlap")
 #: of training, what a reader of the card wants to know
 TRAINING_OPTIONS = ("lr", "dropout", "batching", "dataset_sampling", "loss_scaling", "label_smoothing", "seed")
 
@@ -62,10 +59,10 @@ def release(checkpoint: Path, out: Path, data: Path | None = None) -> int:
 
     def write(folder: Path) -> None:
         tokenizer.save(folder)
-        torch.save(
+        checkpoint_file.write(
             packed(
                 _task_options(state, trained.task.specs),
-                _model_options(state["cfg"]["model"]),
+                model_options(state["cfg"]["model"]),
                 _own_storage(state["model"]),
                 state["task_state"],
             ),
@@ -92,16 +89,8 @@ def release(checkpoint: Path, out: Path, data: Path | None = None) -> int:
 
 
 def _task_options(state: dict[str, Any], specs: list[DatasetSpec]) -> dict[str, Any]:
-    options = {name: state["cfg"]["task"][name] for name in TASK_OPTIONS}
+    options = task_options(state["cfg"]["task"])
     return {"_name": "muppet", "data": ".", "suite": ",".join(spec.name for spec in specs)} | options
-
-
-def _model_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that the architecture knows: the others are those of the run."""
-    known = Namespace()
-    ARCH_CONFIG_REGISTRY[options["arch"]](known)
-    names = {"arch", "max_positions", *vars(known)}
-    return {"_name": options["arch"]} | {name: options[name] for name in sorted(names & options.keys())}
 
 
 def _own_storage(model: dict[str, Tensor]) -> dict[str, Tensor]:

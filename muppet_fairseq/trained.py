@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import zipfile
+import re
 from argparse import Namespace
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from fairseq import utils
-from fairseq.models import ARCH_MODEL_REGISTRY
-from torch import nn
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from torch import Tensor, nn
 
+from muppet_fairseq import checkpoint_file
 from muppet_fairseq.data.schedule import BatchSchedule, Sizes, SubBatchLimits
 from muppet_fairseq.data.tokenizer import dictionary_sha256, load_dictionary
 from muppet_fairseq.errors import MuppetError, nearest
@@ -23,51 +24,114 @@ from muppet_fairseq.families.base import FamilyDataset
 from muppet_fairseq.generation import Generator
 from muppet_fairseq.models import bart, roberta  # noqa: F401 - registers the models
 from muppet_fairseq.spec import DatasetSpec
+from muppet_fairseq.suite import NAME
 from muppet_fairseq.tasks.muppet import MuppetTask, MuppetTaskConfig
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of a ``muppet`` run or release; no code in it is run.
+    """Read a checkpoint of a ``muppet`` run or release; no code in it is run, and no place that it names is looked at.
 
     Returns its ``cfg`` (``task`` and ``model``, as plain dictionaries), ``model`` (tensors) and ``task_state``.
 
     Raises:
         MuppetError: the file is missing, damaged, or of another task.
     """
-    try:
-        # mapped: the optimizer's state, which may be twice the model, is not read
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError as error:
-        raise MuppetError(f"the checkpoint {path} cannot be read ({error.strerror or error})") from None
-    except Exception:  # a damaged pickle may raise anything, and PyTorch's advice is to switch its check off
-        raise MuppetError(
-            f"{path} is damaged, or holds more than the tensors and plain values of a checkpoint, which is not loaded; "
-            "copy it again"
-        ) from None
+    state = checkpoint_file.read(path, mapped=True)
     state = state if isinstance(state, dict) else {}
-    # PyTorch does not look at checksums; a run's own checkpoint, three times as large, has not travelled
-    if state.get("last_optimizer_state") is None and zipfile.is_zipfile(path) and not _is_whole(path):
-        raise MuppetError(f"{path} is damaged, its checksums do not agree; copy it again")
     known = state.get("task_state")
     if not isinstance(known, dict) or "specs" not in known:
         raise MuppetError(
             f"{path} does not say which datasets it was trained on: it is no checkpoint of --task muppet; "
             "pre-finetune or fine-tune it first"
         )
-    cfg = {part: _as_dict(state["cfg"][part]) for part in ("task", "model")}
-    return {"cfg": cfg, "model": state["model"], "task_state": known}
-
-
-def _is_whole(path: Path) -> bool:
+    checkpoint_file.check_options(state, path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except Exception:  # as above
-        return False
+        cfg = {part: _as_dict(state["cfg"][part]) for part in ("task", "model")}
+        # without PyTorch's notes on its modules
+        model = dict(state["model"])
+    except (KeyError, TypeError, ValueError):
+        raise _other_version(path) from None
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in model.items()):
+        raise _other_version(path)
+    return {"cfg": cfg, "model": model, "task_state": known}
+
+
+def _other_version(path: Path) -> MuppetError:
+    return MuppetError(f"{path} is of another version of muppet_fairseq; load it with that")
 
 
 def _as_dict(options: Any) -> dict[str, Any]:
     return vars(options) if isinstance(options, Namespace) else dict(options)
+
+
+def task_options(options: Mapping[str, Any]) -> dict[str, int]:
+    """Of a checkpoint's task, what laying out a question needs; all else is about a run, and names its paths."""
+    chosen = {name: options[name] for name in ("max_positions", "window_overlap")}
+    if not all(type(value) is int for value in chosen.values()):
+        raise TypeError
+    return chosen
+
+
+def model_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a checkpoint's model, what the architecture knows: the others are those of the run.
+
+    Texts, which fairseq takes for names of files (``encoder_embed_path``) or evaluates as Python
+    (``adaptive_softmax_cutoff``), are only taken where the architecture has a name of its own.
+    """
+    defaults = Namespace()
+    ARCH_CONFIG_REGISTRY[options["arch"]](defaults)
+    chosen = {"_name": options["arch"], "arch": options["arch"]}
+    for name, default in sorted({"max_positions": None, **vars(defaults)}.items()):
+        value = options.get(name, default)
+        named = isinstance(value, str) and isinstance(default, str) and value.isidentifier()
+        layers = (
+            isinstance(value, str) and name.endswith("_layers_to_keep") and re.fullmatch(r"[0-9]+(,[0-9]+)*", value)
+        )
+        if value is not None and not isinstance(value, bool | int | float) and not named and not layers:
+            raise TypeError
+        chosen[name] = value
+    return chosen
+
+
+def _spec(values: dict[str, Any]) -> DatasetSpec:
+    """A dataset of a checkpoint, whose name is part of paths. Raises KeyError or TypeError for what no suite has."""
+    spec = DatasetSpec.from_dict(values)
+    names = [spec.name] if spec.head is None else [spec.name, spec.head]
+    fits = (
+        all(NAME.fullmatch(name) for name in names)
+        and spec.metric in FAMILIES[spec.family].metric_names
+        and all(isinstance(label, str) for label in spec.labels)
+        and type(spec.num_inputs) is int
+    )
+    if not fits:
+        raise TypeError
+    return spec
+
+
+def _check_sizes(options: Mapping[str, Any], task: MuppetTask, state: Mapping[str, Tensor]) -> None:
+    """Before a model is built: it will be as large as its tensors are. Raises ValueError."""
+    for side in ("encoder", "decoder"):
+        if f"{side}_layers" not in options:
+            continue
+        place = re.compile(rf"{side}\.(?:sentence_encoder\.)?(.*)")
+        own = {match[1]: value for name, value in state.items() if (match := place.fullmatch(name))}
+        layers = {name.split(".")[1] for name in own if name.startswith("layers.")}
+        kept = options.get(f"{side}_layers_to_keep")
+        width = own["embed_tokens.weight"].shape[1]
+        sizes = {
+            f"{side}_layers": (options[f"{side}_layers"] if kept is None else len(kept.split(",")), len(layers)),
+            f"{side}_embed_dim": (options[f"{side}_embed_dim"], width),
+            f"{side}_ffn_embed_dim": (options[f"{side}_ffn_embed_dim"], len(own["layers.0.fc1.weight"])),
+            # fairseq counts them from the padding's number on
+            "max_positions": (task.max_positions(), len(own["embed_positions.weight"]) - task.layout.pad - 1),
+        }
+        for name, (said, there) in sizes.items():
+            if said != there:
+                raise ValueError(f"its options say {name} {said!r}, its tensors {there}")
+    for spec, head in zip(task.specs, task.heads, strict=True):
+        numbers = sum(value.numel() for name, value in state.items() if name.startswith(f"heads.{head}."))
+        if numbers < width * len(spec.labels):
+            raise ValueError(f"its head {head} is of fewer classes than {spec.name} has")
 
 
 @dataclass
@@ -86,23 +150,28 @@ class TrainedModel:
     def load(cls, checkpoint: Path, dictionary: Path) -> TrainedModel:
         """Build the model of ``checkpoint`` (a file) with the dictionary file ``dictionary``. Raises MuppetError."""
         state = read_checkpoint(checkpoint)
-        known = {field.name for field in fields(MuppetTaskConfig)}
-        values = {name: value for name, value in state["cfg"]["task"].items() if name in known}
-        # heads are wanted as they are; nothing is validated
-        cfg = MuppetTaskConfig(**values | {"reuse_heads": True, "eval_rouge": False})
-        options = Namespace(**state["cfg"]["model"])
         try:
-            specs = [DatasetSpec.from_dict(spec) for spec in state["task_state"]["specs"]]
+            # heads are wanted as they are
+            cfg = MuppetTaskConfig(**task_options(state["cfg"]["task"]), reuse_heads=True, seed=1)
+            options = Namespace(**model_options(state["cfg"]["model"]))
             kind = ARCH_MODEL_REGISTRY[options.arch]
-        except (KeyError, TypeError):
-            raise MuppetError(f"{checkpoint} is of another version of muppet_fairseq; load it with that") from None
+            specs = [_spec(values) for values in state["task_state"]["specs"]]
+        except (AttributeError, KeyError, TypeError):
+            raise _other_version(checkpoint) from None
         task = MuppetTask(cfg, load_dictionary(dictionary), dictionary_sha256(dictionary), specs)
-        model = kind.build_model(options, task)
-        # loading would start a head afresh
-        for name, value in model.heads.state_dict(prefix="heads.").items():
-            if name not in state["model"] or state["model"][name].shape != value.shape:
-                raise MuppetError(f"{checkpoint} lacks {name}, which its datasets need; copy it again")
-        model.load_state_dict(state["model"], strict=True)
+        try:
+            _check_sizes(vars(options), task, state["model"])
+            model = kind.build_model(options, task)
+            # loading would start a head afresh
+            for name, value in model.heads.state_dict(prefix="heads.").items():
+                if name not in state["model"] or state["model"][name].shape != value.shape:
+                    raise MuppetError(f"{checkpoint} lacks {name}, which its datasets need; copy it again")
+            model.load_state_dict(state["model"], strict=True)
+        except MuppetError:
+            raise
+        except Exception as error:  # any option and any tensor may be odd
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise MuppetError(f"{checkpoint} describes no model that can be built ({reason}); copy it again") from None
         return cls(task, model.eval())
 
     @property

@@ -462,13 +462,14 @@ def refused(checkpoint: Path, data: Path, *more: str) -> str:
 def test_what_is_no_checkpoint(models, tmp_path):
     data = models.data
     missing = tmp_path / "missing.pt"
-    assert refused(missing, data) == f"the checkpoint {missing} cannot be read (No such file or directory)"
-    assert refused(tmp_path, data) == f"the checkpoint {tmp_path}/model.pt cannot be read (No such file or directory)"
+    for named, read in ((missing, missing), (tmp_path, tmp_path / "model.pt")):
+        said = f"the checkpoint {read} cannot be read (No such file or directory); name another one"
+        assert refused(named, data) == said
     damaged = tmp_path / "damaged.pt"
     whole = models.checkpoint("roberta").read_bytes()
     for content in (b"", b"PK", whole[:-100], whole[: len(whole) // 2], b"hello" * 99):
         damaged.write_bytes(content)
-        assert refused(damaged, data).startswith(f"{damaged} is damaged, or holds more than")
+        assert refused(damaged, data).startswith(f"{damaged} is damaged, or no checkpoint (")
     torch.save({"model": {}}, damaged)
     assert refused(damaged, data).startswith(f"{damaged} does not say which datasets it was trained on: ")
 

@@ -389,7 +389,11 @@ def test_a_model_that_pickles_code_is_not_loaded(copy, tmp_path, kind):
     else:
         torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
     said = sentence(MuppetHub.load, copy)
-    assert said.startswith(f"{path} is damaged, or holds more than the tensors and plain values of a checkpoint")
+    # of a pickle that no torch.save has made, not even the opcodes are known
+    refused = (
+        "is damaged, or no checkpoint" if kind == "pickle" else "holds code besides tensors and plain values (posix."
+    )
+    assert said.startswith(f"{path} {refused}")
     assert "weights_only" not in said  # PyTorch advises to switch the check off
     assert not (tmp_path / "executed").exists()
     if kind != "pickle":  # the file is one that would have run it

@@ -242,13 +242,13 @@ def test_where_nothing_can_be_written(models, tmp_path, end):
     assert names(tmp_path) == ["file"]
 
 
-def _full(state: Any, path: Path) -> None:
-    path.write_bytes(b"half of it")
+def _full(state: Any, file: Any) -> None:
+    file.write(b"half of it")
     raise RuntimeError("[enforce fail at inline_container.cc:603] . unexpected pos 64 vs 0")
 
 
-def _stopped(state: Any, path: Path) -> None:
-    path.write_bytes(b"half of it")
+def _stopped(state: Any, file: Any) -> None:
+    file.write(b"half of it")
     raise KeyboardInterrupt
 
 

@@ -120,8 +120,7 @@ class Run:
             return file.read().decode(errors="replace")
 
     def sentences(self, rank: int = 0) -> list[str]:
-        """The sentences of errors in it, without ``muppet: ``."""
-        # PyTorch says whose error it is, where there are several workers
+        """The sentences of errors in it, without ``muppet: `` and the rank that PyTorch puts before it."""
         return re.findall(r"^(?:\[rank\d+\]: )?muppet: (.*)$", self.errors(rank), flags=re.MULTILINE)
 
 
