@@ -44,6 +44,15 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
+def read_up_to(path: Path, most: int) -> bytes:
+    """Return a file's content. Raises ValueError if it has more than ``most`` bytes, before they are read."""
+    with path.open("rb") as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
+    return content
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, its folder made if missing. Raises MuppetError."""
     write_bytes(path, text.encode("utf-8"))

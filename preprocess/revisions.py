@@ -27,7 +27,7 @@ def read_revisions(path: Path) -> dict[str, str]:
     """Read a revisions file: commits by ``repository@branch``. Raises MuppetError if it is none."""
     try:
         revisions = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MuppetError(f"{path} cannot be read as a revisions file ({error}); name one that prepare wrote") from None
     if not isinstance(revisions, dict):
         raise MuppetError(f"{path} is no revisions file, a JSON object; name one that prepare wrote")

@@ -24,7 +24,9 @@ from muppet_fairseq.data.multitask import MultitaskDataset
 from muppet_fairseq.data.tokenizer import dictionary_sha256, load_dictionary
 from muppet_fairseq.errors import MuppetError, sentence_of
 from muppet_fairseq.families.base import Layout
+from muppet_fairseq.spec import write_dataset_json
 from muppet_fairseq.suite import Suite
+from preprocess.binarize import fingerprint
 from tests.toy_suite import NAMES, ROOT, open_task, options, train
 
 ALL = ",".join(NAMES)
@@ -76,27 +78,22 @@ def opened(data: Path, name: str, split: str = "train", *, training: bool | None
 
 
 def change_json(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    path = folder / "dataset.json"
-    meta = json.loads(path.read_text())
+    """Change ``dataset.json`` as somebody would who knows of its digest."""
+    meta = json.loads((folder / "dataset.json").read_text())
     change(meta)
-    path.write_text(json.dumps(meta))
+    write_dataset_json(folder, meta)
 
 
-def record_sizes(folder: Path) -> None:
-    """Make ``dataset.json`` agree with the bytes that are there, so that only deeper checks see the damage."""
-
-    def change(meta: dict[str, Any]) -> None:
-        for name, file in meta["files"].items():
-            file["bytes"] = (folder / name).stat().st_size
-
-    change_json(folder, change)
+def seal(folder: Path) -> None:
+    """Make ``dataset.json`` agree with the files that are there, so that only deeper checks see the damage."""
+    change_json(folder, lambda meta: meta.update(files={name: fingerprint(folder / name) for name in meta["files"]}))
 
 
 def cut(data: Path, file: str, size: int) -> None:
     """Keep the first ``size`` bytes of a file (from the end if negative) and make ``dataset.json`` agree."""
     path = data / file
     path.write_bytes(path.read_bytes()[:size])
-    record_sizes(data / file.split("/")[0])
+    seal(data / file.split("/")[0])
 
 
 def items_of(path: Path) -> tuple[list[np.ndarray], type]:
@@ -113,7 +110,7 @@ def rewrite(data: Path, stream: str, change: Callable[[list[np.ndarray]], Any], 
     for item in items:
         builder.add_item(torch.as_tensor(item))
     builder.finalize(f"{path}.idx")
-    record_sizes(data / stream.split("/")[0])
+    seal(data / stream.split("/")[0])
 
 
 def rewrite_scalars(data: Path, file: str, change: Callable[[np.ndarray], np.ndarray | None]) -> None:
@@ -121,7 +118,7 @@ def rewrite_scalars(data: Path, file: str, change: Callable[[np.ndarray], np.nda
     values = np.load(path)
     changed = change(values)
     np.save(path, values if changed is None else changed)
-    record_sizes(data / file.split("/")[0])
+    seal(data / file.split("/")[0])
 
 
 def set_item(place: int, value: Any) -> Callable[[Any], None]:
@@ -251,7 +248,7 @@ def test_an_npy_with_pickled_code_is_not_run(copy, tmp_path):
             return os.system, (f"touch {tmp_path}/executed",)
 
     np.save(copy / "choices/answer/train.npy", np.array([Malicious()]), allow_pickle=True)
-    record_sizes(copy / "choices")
+    seal(copy / "choices")
     assert sentence(planned, copy).startswith(f"{copy}/choices/answer/train.npy is broken (")
     assert not (tmp_path / "executed").exists()
 
@@ -348,7 +345,7 @@ def test_a_line_that_is_no_number(copy, line):
     lines = path.read_text().splitlines()
     lines[7] = line
     path.write_text("".join(f"{line}\n" for line in lines), encoding="latin-1")
-    record_sizes(copy / "counts")
+    seal(copy / "counts")
     said = sentence(opened, copy, "counts")
     assert said.startswith(f"{path}: line 8 is ")
     assert said.endswith(f", which is no finite number of 32 bits; {AGAIN}")
@@ -367,7 +364,7 @@ def test_numbers_that_are_cut_off(copy):
 def test_another_number_of_numbers_than_examples(copy, change):
     path = copy / "counts/label/train.label"
     path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
-    record_sizes(copy / "counts")
+    seal(copy / "counts")
     said = sentence(opened, copy, "counts")
     assert said.startswith(f"{copy / 'counts'}: the streams of 'train' differ in length (input0 70, label ")
     assert said.endswith(AGAIN)

@@ -805,7 +805,7 @@ def test_the_reason_is_that_of_the_last_attempt(toy, tmp_path, data):
     meta = path.read_text()
     without = json.loads(meta)
     del without["splits"]["valid"]
-    path.write_text(json.dumps(without))
+    write_dataset_json(path.parent, without)
     study = toy({"columns": {"all": ["animals"]}, "starts": {}}, data=str(broken))
 
     def reason() -> str:

@@ -64,7 +64,7 @@ class MultitaskDataset(FairseqDataset):
             if not training and split not in read_dataset_json(Path(data) / spec.name)["splits"]:
                 continue
             data_split = BinarizedSplit(data, spec, split, dictionary_sha256)
-            opened.append(FAMILIES[spec.family].dataset(data_split, layout, training=training))
+            opened.append(data_split.laid_out(layout, training=training))
             numbers.append(number)
         if not opened:
             raise MuppetError(f"no dataset of the suite has a split {split!r} in {data}")
