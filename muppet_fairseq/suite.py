@@ -139,7 +139,9 @@ def _checked(entries: list[SuiteEntry]) -> list[SuiteEntry]:
     seen: dict[str, str] = {}
     for entry in entries:
         if not NAME.fullmatch(entry.name):
-            raise MuppetError(f"{entry.where}: {entry.name[:150]!r} is no dataset name (letters, digits, '_' and '-' only)")
+            raise MuppetError(
+                f"{entry.where}: {entry.name[:150]!r} is no dataset name (letters, digits, '_' and '-' only)"
+            )
         if entry.head is not None and not NAME.fullmatch(entry.head):
             raise MuppetError(f"{entry.where}: {entry.head[:150]!r} is no head name (letters, digits, '_' and '-')")
         if entry.name in seen:

@@ -348,7 +348,7 @@ def test_a_line_that_is_no_number(copy, line):
     seal(copy / "counts")
     said = sentence(opened, copy, "counts")
     assert said.startswith(f"{path}: line 8 is ")
-    assert said.endswith(f", which is no finite number of 32 bits; {AGAIN}")
+    assert said.endswith(f", which is no number up to 1e+09; {AGAIN}")
     assert len(said) < 300
 
 
@@ -450,14 +450,10 @@ def test_passages_that_do_not_count_up(copy):
 
 @pytest.mark.parametrize("token", [60000, -7])
 def test_a_token_outside_the_dictionary(copy, token):
-    """Nobody reads all tokens when a dataset is opened; a sub-batch is looked at when it is put together."""
     rewrite(copy, "animals/input0/train", lambda items: items[3].__setitem__(0, token), dtype=np.int32)
-    dataset = opened(copy, "animals")
-    dataset.collater([dataset[2]])
     entries = len(load_dictionary(copy / "dict.txt"))
-    assert sentence(dataset.collater, [dataset[2], dataset[3]]) == (
-        f"{copy}/animals: it holds token {token}, but the dictionary has only {entries} entries; run "
-        "'python -m preprocess check' on the data"
+    assert sentence(opened, copy, "animals") == (
+        f"{copy}/animals/input0/train holds token {token}, but the dictionary has only {entries} entries; {AGAIN}"
     )
 
 
@@ -467,11 +463,10 @@ def test_a_token_outside_the_dictionary(copy, token):
 def test_dataset_json_is_missing_broken_or_of_another_format(copy):
     path = copy / "animals/dataset.json"
     whole = path.read_text()
-    path.write_text(whole.replace('"format": 1', '"format": 2'))
-    assert sentence(planned, copy) == f"{path} is not of format 1; {AGAIN} with this version"
-    path.write_text("[]")
-    assert sentence(planned, copy) == f"{path} is not of format 1; {AGAIN} with this version"
-    for broken in (b"", whole[: len(whole) // 2].encode(), b"\xff" + whole.encode()):
+    for other in (whole.replace('"format": 2', '"format": 1'), "[]"):
+        path.write_text(other)
+        assert sentence(planned, copy) == f"{path} is not of format 2; {AGAIN} with this version"
+    for broken in (b"", whole[: len(whole) // 2].encode(), b"\xff" + whole.encode(), b"[" * 100_000, b"9" * 5000):
         path.write_bytes(broken)
         said = sentence(planned, copy)
         assert said.startswith(f"{path} cannot be read (")
@@ -480,11 +475,44 @@ def test_dataset_json_is_missing_broken_or_of_another_format(copy):
     assert sentence(planned, copy) == f"{copy}/animals has no dataset.json, so it is unfinished; {AGAIN}"
 
 
+def test_dataset_json_was_edited(copy):
+    path = copy / "animals/dataset.json"
+    path.write_text(path.read_text().replace('"metric": "f1"', '"metric": "accuracy"'))
+    assert sentence(planned, copy) == (
+        f"{path} is not as it was written; {AGAIN} (another metric, head or number of examples is said in a suite)"
+    )
+    # what makes no difference is none
+    change_json(copy / "animals", lambda meta: meta.update(metric="f1"))
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=3))
+    assert planned(copy)["examples"] > 0
+
+
+def test_a_file_that_dataset_json_does_not_list(copy):
+    change_json(copy / "animals", lambda meta: meta["files"].pop("label/train.bin"))
+    path = copy / "animals/label/train.bin"
+    assert sentence(planned, copy) == (
+        f"{copy}/animals/dataset.json does not list {path}, which this dataset needs; prepare it again"
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
         (lambda meta: meta.pop("labels"), "'labels' is missing or no list"),
+        (lambda meta: meta.update(labels=["a", 1]), "'labels' is no list of texts"),
         (lambda meta: meta.update(num_inputs="2"), "'num_inputs' is missing or no int"),
+        (lambda meta: meta.update(num_inputs=3), "'num_inputs' is 3, neither 1 nor 2"),
+        (lambda meta: meta.update(num_inputs=True), "'num_inputs' is True, neither 1 nor 2"),
+        (lambda meta: meta.update(name="pairs"), "it is of the dataset 'pairs', not of animals"),
+        (lambda meta: meta.update(metrics="f1"), "unknown key 'metrics' (did you mean 'metric'?)"),
+        (lambda meta: meta.update(tokenizer={}), "'tokenizer' has no type or no sha256"),
+        (lambda meta: meta["splits"].update({"../x": {"examples": 1}}), "'../x' is no name of a split"),
+        (lambda meta: meta["splits"]["train"].update(examples=True), "'splits' does not say how many examples 'train'"),
+        (
+            lambda meta: meta["splits"]["train"].update(examples=2**63),
+            "'splits' does not say how many examples 'train'",
+        ),
+        (lambda meta: meta["files"]["label/train.bin"].pop("sha256"), "'files' has no sha256 of 'label/train.bin'"),
         (lambda meta: meta.update(splits=["train"]), "'splits' is missing or no dict"),
         (lambda meta: meta.update(splits={"train": 150}), "'splits' does not say how many examples 'train' has"),
         (lambda meta: meta["splits"]["train"].pop("examples"), "'splits' does not say how many examples 'train' has"),
@@ -494,7 +522,47 @@ def test_dataset_json_is_missing_broken_or_of_another_format(copy):
 )
 def test_dataset_json_says_something_odd(copy, change, problem):
     change_json(copy / "animals", change)
-    assert sentence(planned, copy) == f"{copy}/animals/dataset.json: {problem}; {AGAIN}"
+    said = sentence(planned, copy)
+    assert said.startswith(f"{copy}/animals/dataset.json: {problem}")
+    assert said.endswith(f"; {AGAIN}")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("/etc/passwd", "../animals/label/train.bin", "label/../../pairs/label/train.bin", "label/..", "."),
+        *("label//train.bin", "a/b/train.bin", ".hidden/train.bin", "label/.train.bin", "label\\train.bin", ""),
+        *("label/tr\0in.bin", "train.bin\n", pytest.param("x" * 300, id="long")),
+    ],
+)
+def test_a_file_outside_the_dataset(copy, name):
+    change_json(copy / "animals", lambda meta: meta["files"].update({name: meta["files"]["label/train.bin"]}))
+    said = sentence(planned, copy)
+    assert said == f"{copy}/animals/dataset.json: 'files' names {name[:60]!r}, which is no file of a dataset; {AGAIN}"
+
+
+@pytest.mark.parametrize("labels", [[], ["one"], [str(i) for i in range(2001)]])
+def test_too_few_or_too_many_classes(copy, labels):
+    change_json(copy / "animals", lambda meta: meta.update(labels=labels))
+    assert sentence(planned, copy) == (
+        f"{copy}/animals/dataset.json: it names {len(labels)} classes, but a dataset of the family classification has "
+        f"2 to 2000; {AGAIN}"
+    )
+
+
+def test_another_number_of_examples_than_are_stored(copy):
+    change_json(copy / "animals", lambda meta: meta["splits"]["train"].update(examples=149))
+    assert sentence(planned, copy) == (
+        f"{copy}/animals: the split 'train' holds 150 examples, but dataset.json says 149; {AGAIN}"
+    )
+
+
+def test_a_class_that_is_no_label_of_a_tree(copy):
+    labels = json.loads((copy / "trees/dataset.json").read_text())["labels"]
+    for label in ("NP", "1 (S", "1000000000 (S -", "x (S -"):
+        change_json(copy / "trees", lambda meta, label=label: meta.update(labels=[label, *labels[1:]]))
+        said = sentence(opened, copy, "trees")
+        assert said.startswith(f"{copy}/trees/dataset.json: the class {label!r} is no label of a tree, which the")
 
 
 def test_an_unknown_family(copy):
@@ -785,16 +853,13 @@ def test_the_command_says_it_with_exit_status_1(copy, tmp_path):
 def test_training_says_it_when_a_data_loaders_process_finds_it(copy, tmp_path):
     """With ``--num-workers`` the error crosses a process and a thread, both of which add text to it."""
 
-    def change(items: list[np.ndarray]) -> None:
-        max(items, key=len)[0] = 60000  # the smallest example is looked at before any data loader starts
-
-    rewrite(copy, "animals/input0/train", change)
-    done = train(options(copy, tmp_path / "run", "--num-workers", "1", "--no-save", suite="animals"))
-    entries = len(load_dictionary(copy / "dict.txt"))
-    expect_one_sentence(
-        done.returncode,
-        done.stdout,
-        done.stderr,
-        f"{copy}/animals: it holds token 60000, but the dictionary has only {entries} entries; run "
-        "'python -m preprocess check' on the data",
-    )
+    # the smallest example is looked at before any data loader starts
+    items, _ = items_of(copy / "spans/raw/valid")
+    longest = max(range(len(items)), key=lambda i: len(items[i]))
+    rewrite(copy, "spans/raw/valid", lambda items: items[longest].__setitem__(0, ord("[")))
+    more = ("--num-workers", "1", "--no-save", "--max-update", "1")
+    done = train(options(copy, tmp_path / "run", *more, suite="spans"))
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("muppet: ")]
+    assert line.startswith(f"muppet: {copy}/spans/raw/valid.bin: example {longest} cannot be used: it is no JSON (")
+    assert "Traceback" not in done.stdout + done.stderr

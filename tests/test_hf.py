@@ -447,7 +447,7 @@ BROKEN_BERT = {
     "no size": (lambda source: change_json(source / "config.json", hidden_size=None), "lacks hidden_size"),
     "size as text": (
         lambda source: change_json(source / "config.json", hidden_size="24"),
-        "says hidden_size '24', which is no number",
+        "says hidden_size '24', which is no number it can be",
     ),
     "relative positions": (
         lambda source: change_json(source / "config.json", position_embedding_type="relative_key"),

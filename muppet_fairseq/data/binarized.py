@@ -202,7 +202,7 @@ class BinarizedSplit:
             dataset = FAMILIES[self.spec.family].dataset(self, layout, training=training)
         except MemoryError:
             raise MuppetError(
-                f"{self.folder}: the split {self.split!r} of {listed} examples does not fit into this machine's memory; "
+                f"{self.folder}: the {listed} examples of {self.split!r} do not fit into this machine's memory; "
                 "prepare fewer, or use a larger machine"
             ) from None
         stored = int(dataset.example_of[-1]) + 1

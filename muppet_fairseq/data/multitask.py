@@ -12,7 +12,6 @@ from fairseq.data import FairseqDataset
 from muppet_fairseq.data.binarized import BinarizedSplit
 from muppet_fairseq.data.schedule import Sizes
 from muppet_fairseq.errors import MuppetError
-from muppet_fairseq.families import FAMILIES
 from muppet_fairseq.families.base import FamilyDataset, Layout, Sample
 from muppet_fairseq.spec import DatasetSpec, read_dataset_json
 

@@ -108,8 +108,8 @@ class FamilyDataset(ABC):
         lowest, highest = int(flat.min()), int(flat.max())
         if lowest < 0 or highest >= self.layout.vocabulary:
             raise MuppetError(
-                f"{self.data.path(stream)} holds token {lowest if lowest < 0 else highest}, but the dictionary has only "
-                f"{self.layout.vocabulary} entries; prepare the dataset again"
+                f"{self.data.path(stream)} holds token {lowest if lowest < 0 else highest}, but the dictionary has "
+                f"only {self.layout.vocabulary} entries; prepare the dataset again"
             )
         return tokens
 
