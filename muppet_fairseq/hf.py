@@ -318,8 +318,8 @@ def _read_config(path: Path) -> EncoderConfig:
             is_sane = kind != "int" or (isinstance(values[name], int) and 0 <= values[name] <= _LARGEST_SIZE)
         if not is_sane:
             raise MuppetError(
-                f"{path} says {name} {repr(values[name])[:60]}, which is no number it can be; save the model again with "
-                "save_pretrained"
+                f"{path} says {name} {repr(values[name])[:60]}, which is no number it can be; save the model again "
+                "with save_pretrained"
             )
     if values["num_hidden_layers"] > _MOST_LAYERS:
         raise MuppetError(f"{path} says {values['num_hidden_layers']} layers; at most {_MOST_LAYERS} can be imported")

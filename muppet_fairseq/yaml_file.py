@@ -12,6 +12,15 @@ from muppet_fairseq.files import read_up_to
 
 #: bytes; the parser reads some 100 KB a second. (What ``*aliases`` repeat stays one node: nothing is multiplied.)
 _LARGEST = 1 << 20
+#: brackets within brackets; the parser takes time that grows with their square
+_DEEPEST = 50
+
+
+class _Loader(yaml.SafeLoader):
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        if self.flow_level == _DEEPEST:
+            raise yaml.MarkedYAMLError(problem=f"more than {_DEEPEST} brackets are open", problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(token)
 
 
 def compose(path: Path, what: str) -> yaml.Node | None:
@@ -20,7 +29,7 @@ def compose(path: Path, what: str) -> yaml.Node | None:
     Raises MuppetError with the line of what is no YAML.
     """
     try:
-        return yaml.compose(read_up_to(path, _LARGEST).decode(), Loader=yaml.SafeLoader)
+        return yaml.compose(read_up_to(path, _LARGEST).decode(), Loader=_Loader)
     except OSError as error:
         raise MuppetError(f"{what} {path} cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -645,7 +645,7 @@ KNOWN = "known are name, examples, partition, head, metric"
         ("- animals\n---\n- pairs", 2, "this is no YAML (but found another document)"),
         ("- a\0b", None, "this is no YAML (unacceptable character #x0000: special characters are not allowed)"),
         ("- caf\udce9", None, "this is no YAML ('utf-8' codec can't decode byte 0xe9 in position 5"),
-        ("[" * 1000, None, "this is no YAML ("),
+        ("[" * 1000, 1, "this is no YAML (more than 50 brackets are open)"),
         ("- animals\n- [pairs]", 2, "an entry is a dataset's name or a mapping with 'name'"),
         ("- animals\n- {examples: 3}", 2, "this entry has no 'name'"),
         ("- name: animals\n  exmaples: 3", 2, f"unknown key 'exmaples' (did you mean 'examples'?); {KNOWN}"),
