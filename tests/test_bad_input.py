@@ -581,6 +581,39 @@ def test_an_empty_split_and_a_missing_one(copy):
     assert said == f"no dataset of the suite has a split 'test' in {copy}"
 
 
+def test_the_tokenizer_of_other_data(copy):
+    """It turns generated tokens into the texts that ROUGE compares."""
+    assert open_task(copy, "summaries", eval_rouge=True).generator is not None
+    with (copy / "tokenizer/tokenizer.json").open("a") as file:
+        file.write(" ")
+    assert sentence(open_task, copy, "summaries", eval_rouge=True) == (
+        f"{copy}/tokenizer is not the tokenizer that {copy}/summaries was binarised with: copy that one there, or "
+        "prepare the dataset again"
+    )
+
+
+@pytest.mark.parametrize("file", ["animals/dataset.json", "animals/input0/train.bin", "dict.txt"])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file(copy, file, make):
+    """A pipe that nobody writes to, and a file without an end."""
+    (copy / file).unlink()
+    make(copy / file)
+    said = sentence(planned, copy)
+    assert said.startswith(str(copy / file))
+    assert "is no file" in said
+
+
+@pytest.mark.parametrize("file", ["animals/dataset.json", "animals/input0/train.bin", "animals/input0/train.idx"])
+def test_a_file_of_absurd_length(copy, file):
+    """Most of it is a hole: nobody reads through a terabyte of that to say so."""
+    for size in (1 << 30, 1 << 40):
+        os.truncate(copy / file, size)
+        if not file.endswith(".json"):
+            name = file.partition("/")[2]
+            change_json(copy / "animals", lambda meta, n=name, s=size: meta["files"][n].update(bytes=s))
+        assert sentence(planned, copy).startswith(f"{copy}/{file.removesuffix('.bin').removesuffix('.idx')}")
+
+
 def test_a_split_that_is_empty_on_the_disk(copy):
     rewrite(copy, "animals/input0/train", lambda items: items.clear())
     path = copy / "animals/input0/train.idx"
