@@ -93,19 +93,24 @@ def _check_indexed(path: Path) -> None:
 
 def _adds_up(index: Path, items: int, item_bytes: int, content_bytes: int) -> bool:
     """Whether every item begins where the one before ends, the first at 0, and the last ends with the content."""
-    sizes = np.memmap(index, np.int32, "r", _INDEX_HEADER.size, (items,))
-    pointers = np.memmap(index, np.int64, "r", _INDEX_HEADER.size + sizes.nbytes, (items,))
+
+    def read(first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Sizes and pointers of some items; nothing is mapped, for there may be no room for the whole."""
+        sizes = np.fromfile(index, np.int32, count, offset=_INDEX_HEADER.size + 4 * first)
+        return sizes, np.fromfile(index, np.int64, count, offset=_INDEX_HEADER.size + 4 * items + 8 * first)
+
     # the end first: an index of absurd length is not read through
-    if int(pointers[-1]) + int(sizes[-1]) * item_bytes != content_bytes:
+    (size,), (pointer,) = read(items - 1, 1)
+    if int(pointer) + int(size) * item_bytes != content_bytes:
         return False
     end = 0
-    for begin in range(0, items, _BLOCK):
-        part = sizes[begin : begin + _BLOCK]
-        ends = end + np.cumsum(part, dtype=np.int64) * item_bytes
-        if part.min() < 0 or not np.array_equal(pointers[begin : begin + _BLOCK], [end, *ends[:-1]]):
+    for first in range(0, items, _BLOCK):
+        sizes, pointers = read(first, min(_BLOCK, items - first))
+        ends = end + np.cumsum(sizes, dtype=np.int64) * item_bytes
+        if sizes.min() < 0 or not np.array_equal(pointers, np.append(end, ends[:-1])):
             return False
         end = int(ends[-1])
-    return end == content_bytes
+    return True
 
 
 def _float32(text: str) -> np.float32:

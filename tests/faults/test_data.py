@@ -31,7 +31,7 @@ from preprocess.own import read_own
 from preprocess.revisions import read_revisions
 from tests.faults.ledger import Ledger
 from tests.faults.runs import Run, equal, finished, parameters
-from tests.toy_suite import ROOT, options
+from tests.toy_suite import ROOT, options, train
 
 #: all that an encoder trains on
 DATASETS = ("animals", "pairs", "choices", "spans", "counts", "tags", "trees")
@@ -370,7 +370,8 @@ def _all(fuzz: Fuzz, ledger: Ledger, row: str, damage: Callable[..., Mutation], 
         fault = fuzz.fault(seed, damage, identical=identical)
         ledger.note(row, survived=fault is None)
         faults += [] if fault is None else [fault]
-    assert not faults, "\n".join(faults)
+    if faults:
+        pytest.fail("\n".join(faults), pytrace=False)
 
 
 @pytest.fixture(scope="module")
@@ -495,3 +496,17 @@ def test_nothing_here_loads_yaml_unsafely_or_unpacks_where_an_archive_says():
             if isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "weights_only"):
                 assert isinstance(node.value, ast.Constant), path
                 assert node.value.value is (node.arg == "weights_only"), path
+
+
+def test_a_process_of_its_own_ends_so_too(data, tmp_path, ledger, tries):
+    """With all that a fork has done before: a sentence on standard error, and nothing of Python's."""
+    if not tries(0, 1):
+        pytest.skip("tests/test_bad_input.py starts such processes")
+    copy = Path(shutil.copytree(data, tmp_path / "data-bin"))
+    path = copy / "spans" / "answers" / "valid.bin"
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    done = train(_arguments(copy, "animals,spans", tmp_path / "run"))
+    survived = done.returncode == 1 and done.stderr.count("muppet: ") == 1 and "Traceback" not in done.stderr
+    ledger.note("rotten data-bin", survived=survived)
+    assert survived, done.stderr[-2000:]
+    assert f"muppet: {path} is not the file that was written, its SHA-256 differs: " in done.stderr
