@@ -94,6 +94,9 @@ def _fault(meta: dict[str, Any], name: str) -> str | None:
             return f"{key!r} is missing or no {getattr(kind, '__name__', kind)}"
     if unknown := sorted(meta.keys() - _KINDS.keys()):
         return f"unknown key {unknown[0][:60]!r}{nearest(unknown[0][:60], _KINDS)}"
+    for key in ("family", "metric"):
+        if not NAME.fullmatch(meta[key]):
+            return f"{key!r} is {meta[key][:60]!r}, which is no word"
     if meta["name"] != name:
         return f"it is of the dataset {meta['name'][:60]!r}, not of {name}"
     if meta["num_inputs"] not in (1, 2) or isinstance(meta["num_inputs"], bool):

@@ -139,8 +139,9 @@ def _index(path: Path, rng: random.Random) -> Mutation:
         pointers = np.frombuffer(content, np.int64, count, HEADER + 4 * count).copy()
         if field != "pointers":
             sizes[place] = np.int64(value).astype(np.int32)
-            if rng.random() < 0.5:  # the sum stays
-                sizes[place - 1] += np.frombuffer(content, np.int32, count, HEADER)[place] - sizes[place]
+            if place and rng.random() < 0.5:  # the sum stays
+                before = np.frombuffer(content, np.int32, count, HEADER)[place - 1 : place + 1].astype(np.int64)
+                sizes[place - 1] = (before.sum() - int(sizes[place])).astype(np.int32)
         if field == "pointers":
             pointers[place] = value
         elif field == "both":
@@ -296,7 +297,7 @@ def attack(copy: Path, name: str, rng: random.Random, data: Path) -> Mutation:
 
 def _arguments(data: Path, name: str, save_dir: Path) -> list[str]:
     # fp32 on one thread: the same to the last bit
-    return options(data, save_dir, "--max-update", "3", "--update-freq", "2", suite=name)
+    return options(data, save_dir, "--max-update", "2", "--update-freq", "2", suite=name)
 
 
 def _valid_lines(folder: Path) -> list[str]:
