@@ -45,12 +45,12 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def read_up_to(path: Path, most: int) -> bytes:
-    """Return a file's content. Raises ValueError if it has more than ``most`` bytes, before they are read."""
+    """Return a file's content. Raises ValueError, without reading on, if it has more than ``most`` bytes."""
     with path.open("rb") as stream:
-        content = stream.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"it has more than {most:,} bytes")
-    return content
+        # a pipe or a device says that it has none
+        if os.fstat(stream.fileno()).st_size <= most and len(content := stream.read(most + 1)) <= most:
+            return content
+    raise ValueError(f"it has more than {most:,} bytes")
 
 
 def write_text(path: Path, text: str) -> None:
