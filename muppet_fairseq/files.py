@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,8 +48,10 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 def read_up_to(path: Path, most: int) -> bytes:
     """Return a file's content. Raises ValueError, without reading on, if it has more than ``most`` bytes."""
     with path.open("rb") as stream:
-        # a pipe or a device says that it has none
-        if os.fstat(stream.fileno()).st_size <= most and len(content := stream.read(most + 1)) <= most:
+        about = os.fstat(stream.fileno())
+        # a pipe or a device does not say how much there is; and what is asked for is set aside at once
+        there = about.st_size if stat.S_ISREG(about.st_mode) else most + 1
+        if about.st_size <= most and len(content := stream.read(there)) <= most:
             return content
     raise ValueError(f"it has more than {most:,} bytes")
 

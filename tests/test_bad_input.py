@@ -557,6 +557,12 @@ def test_another_number_of_examples_than_are_stored(copy):
     )
 
 
+def test_more_numbers_than_there_is_memory_for(copy):
+    """What a number of examples makes possible is not set aside for it."""
+    change_json(copy / "counts", lambda meta: meta["splits"]["train"].update(examples=2**63 - 1))
+    assert sentence(opened, copy, "counts").startswith(f"{copy}/counts: the split 'train' holds 70 examples, but")
+
+
 def test_a_class_that_is_no_label_of_a_tree(copy):
     labels = json.loads((copy / "trees/dataset.json").read_text())["labels"]
     for label in ("NP", "1 (S", "1000000000 (S -", "x (S -"):

@@ -182,7 +182,7 @@ class BinarizedSplit:
         """Raise MuppetError unless a file is the one that was written, bit for bit.
 
         It costs the reading of the file, which fairseq does, too, and 1.15 s of CPU a GB (measured on a Xeon at 2.8 GHz
-        with SHA instructions; the paper's 46 datasets are some GB). Workers of one machine share what is read.
+        with SHA instructions). Workers of one machine share what is read, but each computes.
         """
         listed = self.meta["files"].get(path.relative_to(self.folder).as_posix())
         if listed is None:
