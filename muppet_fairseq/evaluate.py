@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from muppet_fairseq.data.binarized import BinarizedSplit
-from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256
+from muppet_fairseq.data.binarized import BinarizedSplit, open_tokenizer
+from muppet_fairseq.data.tokenizer import dictionary_sha256
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families import FAMILIES
 from muppet_fairseq.files import unwritable, write_text
@@ -81,7 +81,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     options = GenerationOptions.of(**{field.name: getattr(args, field.name) for field in fields(GenerationOptions)})
     generator = None
     if any(FAMILIES[spec.family].generates for spec in specs):
-        generator = Generator(options, trained.task.dictionary, Tokenizer.load(args.data / "tokenizer").decode)
+        tokenizer = open_tokenizer(args.data, [spec.name for spec in specs])
+        generator = Generator(options, trained.task.dictionary, tokenizer.decode)
     # complain before the first dataset has taken its time
     for spec in specs:
         trained.head_of(spec)
@@ -94,7 +95,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     for spec in specs:
         family = FAMILIES[spec.family]
         split = BinarizedSplit(args.data, spec, args.split, dictionary_sha256(dictionary))
-        dataset = family.dataset(split, trained.task.layout, training=False)
+        dataset = split.laid_out(trained.task.layout, training=False)
         examples = _examples(split, len(dataset))
         with tqdm(desc=spec.name, total=len(dataset), unit=" examples", disable=None, leave=False) as bar:
             predictions = trained.predict(
@@ -127,11 +128,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 def _examples(split: BinarizedSplit, count: int) -> list[dict[str, Any]]:
     """The raw examples of a split. Raises MuppetError where they are not those of its ``count`` rows."""
     split.require_equal_lengths(examples=range(count), raw=split.ints("raw"))
-    try:
-        return [split.raw(index) for index in range(count)]
-    except ValueError as error:
-        path = split.path("raw")
-        raise MuppetError(f"{path}.bin holds what is no JSON ({error}); prepare the dataset again") from None
+    return [split.raw(index) for index in range(count)]
 
 
 def _metrics(

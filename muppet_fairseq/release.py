@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from muppet_fairseq import checkpoint_file
-from muppet_fairseq.data.tokenizer import Tokenizer
+from muppet_fairseq.data.binarized import open_tokenizer
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import new_folder, unwritable
 from muppet_fairseq.models.checkpoint import packed
@@ -52,9 +52,10 @@ def release(checkpoint: Path, out: Path, data: Path | None = None) -> int:
     data = Path(state["cfg"]["task"]["data"]) if data is None else data
     if not (data / "dict.txt").is_file():
         raise MuppetError(f"{data} is no data-bin folder, it has no dict.txt; name the one of the run with --data")
-    tokenizer = Tokenizer.load(data / "tokenizer")
     # loads as it will for others, or says why not
-    trained = TrainedModel.load(checkpoint, tokenizer.folder / "dict.txt")
+    trained = TrainedModel.load(checkpoint, data / "tokenizer" / "dict.txt")
+    names = [spec.name for spec in trained.task.specs]
+    tokenizer = open_tokenizer(data, [name for name in names if (data / name / "dataset.json").is_file()])
     parameters = sum(parameter.numel() for parameter in trained.model.parameters())
 
     def write(folder: Path) -> None:

@@ -27,11 +27,8 @@ import yaml
 
 from muppet_fairseq.errors import MuppetError, nearest
 from muppet_fairseq.families import FAMILIES
-from muppet_fairseq.spec import DatasetSpec, read_dataset_json
+from muppet_fairseq.spec import NAME, DatasetSpec, read_dataset_json
 from muppet_fairseq.yaml_file import compose, items, place
-
-#: what a dataset or a head may be called
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True)
@@ -142,9 +139,11 @@ def _checked(entries: list[SuiteEntry]) -> list[SuiteEntry]:
     seen: dict[str, str] = {}
     for entry in entries:
         if not NAME.fullmatch(entry.name):
-            raise MuppetError(f"{entry.where}: {entry.name!r} is no dataset name (letters, digits, '_' and '-' only)")
+            raise MuppetError(
+                f"{entry.where}: {entry.name[:150]!r} is no dataset name (letters, digits, '_' and '-' only)"
+            )
         if entry.head is not None and not NAME.fullmatch(entry.head):
-            raise MuppetError(f"{entry.where}: {entry.head!r} is no head name (letters, digits, '_' and '-')")
+            raise MuppetError(f"{entry.where}: {entry.head[:150]!r} is no head name (letters, digits, '_' and '-')")
         if entry.name in seen:
             raise MuppetError(f"{entry.where}: {entry.name!r} is listed twice (first in {seen[entry.name]})")
         seen[entry.name] = entry.where
@@ -165,11 +164,17 @@ def _spec(entry: SuiteEntry, data: Path) -> DatasetSpec:
             f"{entry.where}: {metric!r} is no metric of the family {family.name}"
             f"{nearest(metric, family.metric_names)}; it has {', '.join(family.metric_names)}"
         )
+    labels, (fewest, most) = tuple(meta["labels"]), family.num_labels
+    if not fewest <= len(labels) <= most:
+        raise MuppetError(
+            f"{data / entry.name / 'dataset.json'}: it names {len(labels)} classes, but a dataset of the family "
+            f"{family.name} has {fewest} to {most}; prepare the dataset again"
+        )
     return DatasetSpec(
         name=entry.name,
         family=family.name,
         metric=metric,
-        labels=tuple(map(str, meta["labels"])),
+        labels=labels,
         num_inputs=meta["num_inputs"],
         head=entry.head,
         examples=_num_examples(entry, meta),

@@ -19,6 +19,8 @@ ROOTS = frozenset({"", "TOP", "ROOT", "S1"})
 UNKNOWN_TAG = "XX"
 #: the label of a word that nothing is known of
 NO_LABEL = ""
+#: constituents, one within the other, that begin or end at one word
+_DEEPEST = 1000
 
 
 class Constituent(NamedTuple):
@@ -222,6 +224,15 @@ class _Builder:
         found = self._found[1:] if is_root else self._found
         spans = tuple(span for span in found if span.start < span.end)
         return Tree(tuple(self._words), tuple(self._tags), spans)
+
+
+def is_label(text: str) -> bool:
+    """Whether it may be one of :meth:`Tree.labels`, of a tree of sane depth."""
+    try:
+        more, *_ = _read(text)
+    except ValueError:
+        return False
+    return abs(more) <= _DEEPEST
 
 
 def _written(names: Sequence[str]) -> str:

@@ -8,6 +8,19 @@ from pathlib import Path
 import yaml
 
 from muppet_fairseq.errors import MuppetError, nearest
+from muppet_fairseq.files import read_up_to
+
+#: bytes; the parser reads some 100 KB a second. (What ``*aliases`` repeat stays one node: nothing is multiplied.)
+_LARGEST = 1 << 20
+#: brackets within brackets; the parser takes time that grows with their square
+_DEEPEST = 50
+
+
+class _Loader(yaml.SafeLoader):
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        if self.flow_level == _DEEPEST:
+            raise yaml.MarkedYAMLError(problem=f"more than {_DEEPEST} brackets are open", problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(token)
 
 
 def compose(path: Path, what: str) -> yaml.Node | None:
@@ -16,10 +29,10 @@ def compose(path: Path, what: str) -> yaml.Node | None:
     Raises MuppetError with the line of what is no YAML.
     """
     try:
-        return yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        return yaml.compose(read_up_to(path, _LARGEST).decode(), Loader=_Loader)
     except OSError as error:
         raise MuppetError(f"{what} {path} cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from muppet_fairseq.data.binarized import is_of
 from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256
 from muppet_fairseq.errors import MuppetError, nearest
 from muppet_fairseq.families import FAMILIES
@@ -82,6 +83,11 @@ def _problems(folder: Path, out: Path) -> list[str]:
     dictionary = out / "dict.txt"
     if not dictionary.is_file() or meta["dictionary"] != dictionary_sha256(dictionary):
         problems.append(f"{folder} was binarised with another dictionary than {dictionary}; prepare it again")
+    try:
+        if not is_of(meta, Tokenizer.load(out / "tokenizer")):
+            problems.append(f"{folder} was binarised with another tokenizer than {out / 'tokenizer'}; prepare it again")
+    except MuppetError as error:
+        problems.append(str(error))
     there = set(files_in(folder))
     for name, expected in meta["files"].items():
         if name not in there:

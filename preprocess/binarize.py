@@ -7,7 +7,6 @@ last of all: what bears the dataset's name is whole.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import struct
@@ -28,7 +27,7 @@ from muppet_fairseq.data.binarized import dictionary_path, stream_path
 from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families import FAMILIES
-from muppet_fairseq.spec import FORMAT
+from muppet_fairseq.spec import FORMAT, write_dataset_json
 from preprocess.convert import Example, Examples, Split, chunked
 from preprocess.entry import Entry
 from preprocess.jobs import Workers
@@ -145,7 +144,7 @@ def binarize(
         }
         meta = _metadata(entry, labels, splits, counts, tokenizer) | {"revision": revision}
         meta["files"] = {name: fingerprint(partial_folder / name) for name in files_in(partial_folder)}
-        (partial_folder / "dataset.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
+        meta = write_dataset_json(partial_folder, meta)
         _replace_folder(partial_folder, out / entry.name)
     except BaseException:
         shutil.rmtree(partial_folder, ignore_errors=True)

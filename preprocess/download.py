@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar
+from typing import IO, TYPE_CHECKING, Any, AnyStr, ClassVar
 
 import orjson
 from tqdm import tqdm
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 #: a cell of a CSV file with more characters is one whose quotation mark nothing closes
 _LONGEST_CELL = 1 << 24
+#: bytes of a line: a document and all that is said about it
+_LONGEST_LINE = 1 << 28
 #: why :class:`Without` leaves a row out
 ELSEWHERE = "another dataset has it"
 #: rows of a Parquet file that are read at a time
@@ -402,7 +404,7 @@ def until_damage(name: str, rows: RowIterator) -> RowIterator:
 
 def json_rows(name: str, lines: IO[bytes]) -> RowIterator:
     """Yield the objects of a JSON-lines file; a line that is none is a bad row."""
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_lines(lines), 1):
         try:
             row = orjson.loads(line)
         except orjson.JSONDecodeError:  # NaN, say, which others write and read
@@ -433,7 +435,7 @@ def csv_rows(name: str, binary: IO[bytes], **dialect: Any) -> RowIterator:
     """
     # a byte that is not UTF-8 becomes a lone surrogate, so that only its own record is bad
     with io.TextIOWrapper(binary, "utf-8-sig", errors="surrogateescape", newline="") as text:
-        records = _csv_records(text, dialect)
+        records = _csv_records(_lines(text), dialect)
         header = next(records, [])
         if isinstance(header, BadRow):
             raise MuppetError(f"{name} has no column names at its beginning: {header}; fetch the file again")
@@ -472,12 +474,20 @@ def _csv_records(lines: Iterator[str], dialect: Mapping[str, Any]) -> Iterator[l
             yield BadRow(f"it is no CSV ({error})")
 
 
+def _lines(stream: IO[AnyStr]) -> Iterator[AnyStr]:
+    """Yield the lines of a file. Raises OSError for one that no memory should hold, as a compressed file may have."""
+    while line := stream.readline(_LONGEST_LINE):
+        if len(line) == _LONGEST_LINE:
+            raise OSError(f"a line has more than {_LONGEST_LINE:,} bytes")
+        yield line
+
+
 def decoded_lines(stream: IO[bytes]) -> Iterator[tuple[int, str | BadRow]]:
     """Yield (number from 1, text) of each line, or what is wrong with one that is no text.
 
     Only a line feed ends a line, with or without a carriage return before it; a byte order mark is no text.
     """
-    for number, line in enumerate(stream, 1):
+    for number, line in enumerate(_lines(stream), 1):
         yield number, decoded_line(number, line)
 
 

@@ -23,6 +23,8 @@ from muppet_fairseq.errors import MuppetError
 from preprocess.download import Fetch, Hub, Source, SourceFile, decoded_lines, json_rows, until_damage
 from preprocess.rows import BadRow, LeaveOut, Row, RowIterator
 
+#: bytes of a file that is one JSON value, and is in memory as a whole
+_LARGEST_JSON = 1 << 32
 #: why a line of a file is left out
 CUT_IN_TWO = "its line is cut in two"
 
@@ -403,7 +405,9 @@ def _bracket(parts: list[Any]) -> Tree:
 
 
 def _whole_json(name: str, stream: IO[bytes]) -> Any:
-    content = stream.read()
+    content = stream.read(_LARGEST_JSON)
+    if len(content) == _LARGEST_JSON:
+        raise MuppetError(f"{name} has more than {_LARGEST_JSON:,} bytes, which are not read at once; divide it")
     try:
         return json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -18,13 +18,13 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import yaml
 
 from muppet_fairseq.errors import MuppetError, nearest
 from muppet_fairseq.families import FAMILIES
-from muppet_fairseq.suite import NAME
+from muppet_fairseq.spec import NAME
 from muppet_fairseq.yaml_file import compose, items
 from preprocess.catalog import CATALOG
 from preprocess.cells import WAYS, Answer, Answers, Cell, Choices, ClassName, Items, Tags, plain
@@ -144,7 +144,7 @@ def _entry(name: str, where: str, node: yaml.Node, path: Path) -> Entry:
         raise MuppetError(f"{where}: a dataset's definition is a mapping with 'family' and 'fields'")
     given = _Definition(name, where, node, path)
     family = given.word("family", known=_FIELDS)
-    folder = given.word("folder", name)
+    folder = given.folder()
     place_of_files = path.parent / folder
     names = given.labels(family)
     metrics = [metric for metric in FAMILIES[family].metric_names if metric not in _OTHERS_METRICS]
@@ -183,6 +183,17 @@ class _Definition:
         if known and word not in known:
             raise MuppetError(f"{where}: unknown {key} {word!r}{nearest(word, known)}; known are {', '.join(known)}")
         return word
+
+    def folder(self) -> str:
+        """Where the dataset's files are: in or below the folder of the file that describes it."""
+        folder = self.word("folder", self.name)
+        parts = PurePath(folder).parts
+        if PurePath(folder).is_absolute() or ".." in parts or max(map(len, parts), default=0) > 255 or "\0" in folder:
+            raise MuppetError(
+                f"{self.given['folder'][0]}: the folder {folder[:150]!r} is not below the one of this file; name one "
+                f"that is, or put a link to it there"
+            )
+        return folder
 
     def mapping(self, key: str, known: Collection[str] | None = None) -> dict[str, tuple[str, yaml.Node]]:
         """The keys that a key's mapping has, with where they stand and their values; empty if it is not given."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from muppet_fairseq.data.binarized import is_of
 from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.spec import read_dataset_json
@@ -120,17 +121,18 @@ def _claim(out: Path, tokenizer: Tokenizer, force: bool) -> None:
 def _is_stale(entry: Entry, tokenizer: Tokenizer, out: Path, fetch: Fetch, force: bool) -> bool:
     """Whether the dataset must be made (again)."""
     folder = out / entry.name
-    if not (folder / "dataset.json").is_file():
-        return True
     if force:
         return True
-    meta = read_dataset_json(folder)
+    try:
+        meta = read_dataset_json(folder)
+    except MuppetError:  # unfinished, damaged, or of another version of this package
+        return True
     same = meta["dictionary"] == dictionary_sha256(tokenizer.folder / "dict.txt")
-    if not same or meta.get("tokenizer") != {"type": tokenizer.type, "sha256": tokenizer.sha256}:
+    if not same or not is_of(meta, tokenizer):
         raise MuppetError(
             f"{folder} was binarised with another tokenizer or dictionary than {tokenizer.folder}; --force replaces it"
         )
-    return meta.get("entry") != entry.sha256() or _is_of_other_commit(meta.get("revision"), fetch)
+    return meta["entry"] != entry.sha256() or _is_of_other_commit(meta["revision"], fetch)
 
 
 def _is_of_other_commit(revision: dict[str, str] | None, fetch: Fetch) -> bool:

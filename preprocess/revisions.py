@@ -27,15 +27,17 @@ def read_revisions(path: Path) -> dict[str, str]:
     """Read a revisions file: commits by ``repository@branch``. Raises MuppetError if it is none."""
     try:
         revisions = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MuppetError(f"{path} cannot be read as a revisions file ({error}); name one that prepare wrote") from None
     if not isinstance(revisions, dict):
         raise MuppetError(f"{path} is no revisions file, a JSON object; name one that prepare wrote")
     for key, commit in revisions.items():
         if not re.fullmatch(r"[^@/]+/[^@/]+@[^@]+", key):
-            raise MuppetError(f"{path} names {key!r}, which is not 'owner/name@branch'; correct it")
+            raise MuppetError(f"{path} names {key[:60]!r}, which is not 'owner/name@branch'; correct it")
         if not isinstance(commit, str) or not is_commit(commit):
-            raise MuppetError(f"{path} gives {key} the commit {commit!r}, which is not 40 digits of 0-9a-f; correct it")
+            raise MuppetError(
+                f"{path} gives {key[:60]} the commit {str(commit)[:60]!r}, which is not 40 digits of 0-9a-f; correct it"
+            )
     return revisions
 
 

@@ -24,7 +24,9 @@ from muppet_fairseq.data.multitask import MultitaskDataset
 from muppet_fairseq.data.tokenizer import dictionary_sha256, load_dictionary
 from muppet_fairseq.errors import MuppetError, sentence_of
 from muppet_fairseq.families.base import Layout
+from muppet_fairseq.spec import write_dataset_json
 from muppet_fairseq.suite import Suite
+from preprocess.binarize import fingerprint
 from tests.toy_suite import NAMES, ROOT, open_task, options, train
 
 ALL = ",".join(NAMES)
@@ -76,27 +78,22 @@ def opened(data: Path, name: str, split: str = "train", *, training: bool | None
 
 
 def change_json(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    path = folder / "dataset.json"
-    meta = json.loads(path.read_text())
+    """Change ``dataset.json`` as somebody would who knows of its digest."""
+    meta = json.loads((folder / "dataset.json").read_text())
     change(meta)
-    path.write_text(json.dumps(meta))
+    write_dataset_json(folder, meta)
 
 
-def record_sizes(folder: Path) -> None:
-    """Make ``dataset.json`` agree with the bytes that are there, so that only deeper checks see the damage."""
-
-    def change(meta: dict[str, Any]) -> None:
-        for name, file in meta["files"].items():
-            file["bytes"] = (folder / name).stat().st_size
-
-    change_json(folder, change)
+def seal(folder: Path) -> None:
+    """Make ``dataset.json`` agree with the files that are there, so that only deeper checks see the damage."""
+    change_json(folder, lambda meta: meta.update(files={name: fingerprint(folder / name) for name in meta["files"]}))
 
 
 def cut(data: Path, file: str, size: int) -> None:
     """Keep the first ``size`` bytes of a file (from the end if negative) and make ``dataset.json`` agree."""
     path = data / file
     path.write_bytes(path.read_bytes()[:size])
-    record_sizes(data / file.split("/")[0])
+    seal(data / file.split("/")[0])
 
 
 def items_of(path: Path) -> tuple[list[np.ndarray], type]:
@@ -113,7 +110,7 @@ def rewrite(data: Path, stream: str, change: Callable[[list[np.ndarray]], Any], 
     for item in items:
         builder.add_item(torch.as_tensor(item))
     builder.finalize(f"{path}.idx")
-    record_sizes(data / stream.split("/")[0])
+    seal(data / stream.split("/")[0])
 
 
 def rewrite_scalars(data: Path, file: str, change: Callable[[np.ndarray], np.ndarray | None]) -> None:
@@ -121,7 +118,7 @@ def rewrite_scalars(data: Path, file: str, change: Callable[[np.ndarray], np.nda
     values = np.load(path)
     changed = change(values)
     np.save(path, values if changed is None else changed)
-    record_sizes(data / file.split("/")[0])
+    seal(data / file.split("/")[0])
 
 
 def set_item(place: int, value: Any) -> Callable[[Any], None]:
@@ -251,7 +248,7 @@ def test_an_npy_with_pickled_code_is_not_run(copy, tmp_path):
             return os.system, (f"touch {tmp_path}/executed",)
 
     np.save(copy / "choices/answer/train.npy", np.array([Malicious()]), allow_pickle=True)
-    record_sizes(copy / "choices")
+    seal(copy / "choices")
     assert sentence(planned, copy).startswith(f"{copy}/choices/answer/train.npy is broken (")
     assert not (tmp_path / "executed").exists()
 
@@ -348,10 +345,10 @@ def test_a_line_that_is_no_number(copy, line):
     lines = path.read_text().splitlines()
     lines[7] = line
     path.write_text("".join(f"{line}\n" for line in lines), encoding="latin-1")
-    record_sizes(copy / "counts")
+    seal(copy / "counts")
     said = sentence(opened, copy, "counts")
     assert said.startswith(f"{path}: line 8 is ")
-    assert said.endswith(f", which is no finite number of 32 bits; {AGAIN}")
+    assert said.endswith(f", which is no number up to 1e+09; {AGAIN}")
     assert len(said) < 300
 
 
@@ -367,7 +364,7 @@ def test_numbers_that_are_cut_off(copy):
 def test_another_number_of_numbers_than_examples(copy, change):
     path = copy / "counts/label/train.label"
     path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
-    record_sizes(copy / "counts")
+    seal(copy / "counts")
     said = sentence(opened, copy, "counts")
     assert said.startswith(f"{copy / 'counts'}: the streams of 'train' differ in length (input0 70, label ")
     assert said.endswith(AGAIN)
@@ -453,14 +450,10 @@ def test_passages_that_do_not_count_up(copy):
 
 @pytest.mark.parametrize("token", [60000, -7])
 def test_a_token_outside_the_dictionary(copy, token):
-    """Nobody reads all tokens when a dataset is opened; a sub-batch is looked at when it is put together."""
     rewrite(copy, "animals/input0/train", lambda items: items[3].__setitem__(0, token), dtype=np.int32)
-    dataset = opened(copy, "animals")
-    dataset.collater([dataset[2]])
     entries = len(load_dictionary(copy / "dict.txt"))
-    assert sentence(dataset.collater, [dataset[2], dataset[3]]) == (
-        f"{copy}/animals: it holds token {token}, but the dictionary has only {entries} entries; run "
-        "'python -m preprocess check' on the data"
+    assert sentence(opened, copy, "animals") == (
+        f"{copy}/animals/input0/train holds token {token}, but the dictionary has only {entries} entries; {AGAIN}"
     )
 
 
@@ -470,11 +463,10 @@ def test_a_token_outside_the_dictionary(copy, token):
 def test_dataset_json_is_missing_broken_or_of_another_format(copy):
     path = copy / "animals/dataset.json"
     whole = path.read_text()
-    path.write_text(whole.replace('"format": 1', '"format": 2'))
-    assert sentence(planned, copy) == f"{path} is not of format 1; {AGAIN} with this version"
-    path.write_text("[]")
-    assert sentence(planned, copy) == f"{path} is not of format 1; {AGAIN} with this version"
-    for broken in (b"", whole[: len(whole) // 2].encode(), b"\xff" + whole.encode()):
+    for other in (whole.replace('"format": 2', '"format": 1'), "[]"):
+        path.write_text(other)
+        assert sentence(planned, copy) == f"{path} is not of format 2; {AGAIN} with this version"
+    for broken in (b"", whole[: len(whole) // 2].encode(), b"\xff" + whole.encode(), b"[" * 100_000, b"9" * 5000):
         path.write_bytes(broken)
         said = sentence(planned, copy)
         assert said.startswith(f"{path} cannot be read (")
@@ -483,11 +475,44 @@ def test_dataset_json_is_missing_broken_or_of_another_format(copy):
     assert sentence(planned, copy) == f"{copy}/animals has no dataset.json, so it is unfinished; {AGAIN}"
 
 
+def test_dataset_json_was_edited(copy):
+    path = copy / "animals/dataset.json"
+    path.write_text(path.read_text().replace('"metric": "f1"', '"metric": "accuracy"'))
+    assert sentence(planned, copy) == (
+        f"{path} is not as it was written; {AGAIN} (another metric, head or number of examples is said in a suite)"
+    )
+    # what makes no difference is none
+    change_json(copy / "animals", lambda meta: meta.update(metric="f1"))
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=3))
+    assert planned(copy)["examples"] > 0
+
+
+def test_a_file_that_dataset_json_does_not_list(copy):
+    change_json(copy / "animals", lambda meta: meta["files"].pop("label/train.bin"))
+    path = copy / "animals/label/train.bin"
+    assert sentence(planned, copy) == (
+        f"{copy}/animals/dataset.json does not list {path}, which this dataset needs; prepare it again"
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
         (lambda meta: meta.pop("labels"), "'labels' is missing or no list"),
+        (lambda meta: meta.update(labels=["a", 1]), "'labels' is no list of texts"),
         (lambda meta: meta.update(num_inputs="2"), "'num_inputs' is missing or no int"),
+        (lambda meta: meta.update(num_inputs=3), "'num_inputs' is 3, neither 1 nor 2"),
+        (lambda meta: meta.update(num_inputs=True), "'num_inputs' is True, neither 1 nor 2"),
+        (lambda meta: meta.update(name="pairs"), "it is of the dataset 'pairs', not of animals"),
+        (lambda meta: meta.update(metrics="f1"), "unknown key 'metrics' (did you mean 'metric'?)"),
+        (lambda meta: meta.update(tokenizer={}), "'tokenizer' has no type or no sha256"),
+        (lambda meta: meta["splits"].update({"../x": {"examples": 1}}), "'../x' is no name of a split"),
+        (lambda meta: meta["splits"]["train"].update(examples=True), "'splits' does not say how many examples 'train'"),
+        (
+            lambda meta: meta["splits"]["train"].update(examples=2**63),
+            "'splits' does not say how many examples 'train'",
+        ),
+        (lambda meta: meta["files"]["label/train.bin"].pop("sha256"), "'files' has no sha256 of 'label/train.bin'"),
         (lambda meta: meta.update(splits=["train"]), "'splits' is missing or no dict"),
         (lambda meta: meta.update(splits={"train": 150}), "'splits' does not say how many examples 'train' has"),
         (lambda meta: meta["splits"]["train"].pop("examples"), "'splits' does not say how many examples 'train' has"),
@@ -497,7 +522,53 @@ def test_dataset_json_is_missing_broken_or_of_another_format(copy):
 )
 def test_dataset_json_says_something_odd(copy, change, problem):
     change_json(copy / "animals", change)
-    assert sentence(planned, copy) == f"{copy}/animals/dataset.json: {problem}; {AGAIN}"
+    said = sentence(planned, copy)
+    assert said.startswith(f"{copy}/animals/dataset.json: {problem}")
+    assert said.endswith(f"; {AGAIN}")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("/etc/passwd", "../animals/label/train.bin", "label/../../pairs/label/train.bin", "label/..", "."),
+        *("label//train.bin", "a/b/train.bin", ".hidden/train.bin", "label/.train.bin", "label\\train.bin", ""),
+        *("label/tr\0in.bin", "train.bin\n", pytest.param("x" * 300, id="long")),
+    ],
+)
+def test_a_file_outside_the_dataset(copy, name):
+    change_json(copy / "animals", lambda meta: meta["files"].update({name: meta["files"]["label/train.bin"]}))
+    said = sentence(planned, copy)
+    assert said == f"{copy}/animals/dataset.json: 'files' names {name[:60]!r}, which is no file of a dataset; {AGAIN}"
+
+
+@pytest.mark.parametrize("labels", [[], ["one"], [str(i) for i in range(2001)]])
+def test_too_few_or_too_many_classes(copy, labels):
+    change_json(copy / "animals", lambda meta: meta.update(labels=labels))
+    assert sentence(planned, copy) == (
+        f"{copy}/animals/dataset.json: it names {len(labels)} classes, but a dataset of the family classification has "
+        f"2 to 2000; {AGAIN}"
+    )
+
+
+def test_another_number_of_examples_than_are_stored(copy):
+    change_json(copy / "animals", lambda meta: meta["splits"]["train"].update(examples=149))
+    assert sentence(planned, copy) == (
+        f"{copy}/animals: the split 'train' holds 150 examples, but dataset.json says 149; {AGAIN}"
+    )
+
+
+def test_more_numbers_than_there_is_memory_for(copy):
+    """What a number of examples makes possible is not set aside for it."""
+    change_json(copy / "counts", lambda meta: meta["splits"]["train"].update(examples=2**63 - 1))
+    assert sentence(opened, copy, "counts").startswith(f"{copy}/counts: the split 'train' holds 70 examples, but")
+
+
+def test_a_class_that_is_no_label_of_a_tree(copy):
+    labels = json.loads((copy / "trees/dataset.json").read_text())["labels"]
+    for label in ("NP", "1 (S", "1000000000 (S -", "x (S -"):
+        change_json(copy / "trees", lambda meta, label=label: meta.update(labels=[label, *labels[1:]]))
+        said = sentence(opened, copy, "trees")
+        assert said.startswith(f"{copy}/trees/dataset.json: the class {label!r} is no label of a tree, which the")
 
 
 def test_an_unknown_family(copy):
@@ -514,6 +585,39 @@ def test_an_empty_split_and_a_missing_one(copy):
     assert sentence(planned, copy) == f"{copy}/animals has no split 'train'; it has valid"
     said = sentence(opened, copy, "animals,pairs", "test")
     assert said == f"no dataset of the suite has a split 'test' in {copy}"
+
+
+def test_the_tokenizer_of_other_data(copy):
+    """It turns generated tokens into the texts that ROUGE compares."""
+    assert open_task(copy, "summaries", eval_rouge=True).generator is not None
+    with (copy / "tokenizer/tokenizer.json").open("a") as file:
+        file.write(" ")
+    assert sentence(open_task, copy, "summaries", eval_rouge=True) == (
+        f"{copy}/tokenizer is not the tokenizer that {copy}/summaries was binarised with: copy that one there, or "
+        "prepare the dataset again"
+    )
+
+
+@pytest.mark.parametrize("file", ["animals/dataset.json", "animals/input0/train.bin", "dict.txt"])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file(copy, file, make):
+    """A pipe that nobody writes to, and a file without an end."""
+    (copy / file).unlink()
+    make(copy / file)
+    said = sentence(planned, copy)
+    assert said.startswith(str(copy / file))
+    assert "is no file" in said
+
+
+@pytest.mark.parametrize("file", ["animals/dataset.json", "animals/input0/train.bin", "animals/input0/train.idx"])
+def test_a_file_of_absurd_length(copy, file):
+    """Most of it is a hole: nobody reads through a terabyte of that to say so."""
+    for size in (1 << 30, 1 << 40):
+        os.truncate(copy / file, size)
+        if not file.endswith(".json"):
+            name = file.partition("/")[2]
+            change_json(copy / "animals", lambda meta, n=name, s=size: meta["files"][n].update(bytes=s))
+        assert sentence(planned, copy).startswith(f"{copy}/{file.removesuffix('.bin').removesuffix('.idx')}")
 
 
 def test_a_split_that_is_empty_on_the_disk(copy):
@@ -580,7 +684,7 @@ KNOWN = "known are name, examples, partition, head, metric"
         ("- animals\n---\n- pairs", 2, "this is no YAML (but found another document)"),
         ("- a\0b", None, "this is no YAML (unacceptable character #x0000: special characters are not allowed)"),
         ("- caf\udce9", None, "this is no YAML ('utf-8' codec can't decode byte 0xe9 in position 5"),
-        ("[" * 1000, None, "this is no YAML ("),
+        ("[" * 1000, 1, "this is no YAML (more than 50 brackets are open)"),
         ("- animals\n- [pairs]", 2, "an entry is a dataset's name or a mapping with 'name'"),
         ("- animals\n- {examples: 3}", 2, "this entry has no 'name'"),
         ("- name: animals\n  exmaples: 3", 2, f"unknown key 'exmaples' (did you mean 'examples'?); {KNOWN}"),
@@ -788,16 +892,13 @@ def test_the_command_says_it_with_exit_status_1(copy, tmp_path):
 def test_training_says_it_when_a_data_loaders_process_finds_it(copy, tmp_path):
     """With ``--num-workers`` the error crosses a process and a thread, both of which add text to it."""
 
-    def change(items: list[np.ndarray]) -> None:
-        max(items, key=len)[0] = 60000  # the smallest example is looked at before any data loader starts
-
-    rewrite(copy, "animals/input0/train", change)
-    done = train(options(copy, tmp_path / "run", "--num-workers", "1", "--no-save", suite="animals"))
-    entries = len(load_dictionary(copy / "dict.txt"))
-    expect_one_sentence(
-        done.returncode,
-        done.stdout,
-        done.stderr,
-        f"{copy}/animals: it holds token 60000, but the dictionary has only {entries} entries; run "
-        "'python -m preprocess check' on the data",
-    )
+    # the smallest example is looked at before any data loader starts
+    items, _ = items_of(copy / "spans/raw/valid")
+    longest = max(range(len(items)), key=lambda i: len(items[i]))
+    rewrite(copy, "spans/raw/valid", lambda items: items[longest].__setitem__(0, ord("[")))
+    more = ("--num-workers", "1", "--no-save", "--max-update", "1")
+    done = train(options(copy, tmp_path / "run", *more, suite="spans"))
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("muppet: ")]
+    assert line.startswith(f"muppet: {copy}/spans/raw/valid.bin: example {longest} cannot be used: it is no JSON (")
+    assert "Traceback" not in done.stdout + done.stderr

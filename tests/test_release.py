@@ -294,6 +294,7 @@ def without(name: str) -> Callable[[Path], None]:
         (lambda data: reordered(data / "tokenizer" / "dict.txt"), "another dictionary"),
         (without("dict.txt"), "is no data-bin folder, it has no dict.txt; name the one of the run with --data"),
         (without("tokenizer/tokenizer.json"), "has no tokenizer.json"),
+        (lambda data: (data / "tokenizer/tokenizer.json").open("a").write(" "), "is not the tokenizer that"),
         (without("tokenizer/config.json"), "config.json cannot be read"),
     ],
 )

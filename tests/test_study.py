@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 
 from muppet_fairseq import cli, study
 from muppet_fairseq.errors import MuppetError, report_without_traceback
+from muppet_fairseq.spec import write_dataset_json
 from muppet_fairseq.study import driver, processes, run_folder
 from muppet_fairseq.study.commands import Command, Machine, count_updates, evaluate_command, train_command, update_freq
 from muppet_fairseq.study.expand import Plan, Run, expand
@@ -805,7 +806,7 @@ def test_the_reason_is_that_of_the_last_attempt(toy, tmp_path, data):
     meta = path.read_text()
     without = json.loads(meta)
     del without["splits"]["valid"]
-    path.write_text(json.dumps(without))
+    write_dataset_json(path.parent, without)
     study = toy({"columns": {"all": ["animals"]}, "starts": {}}, data=str(broken))
 
     def reason() -> str:

@@ -12,7 +12,6 @@ from fairseq.data import FairseqDataset
 from muppet_fairseq.data.binarized import BinarizedSplit
 from muppet_fairseq.data.schedule import Sizes
 from muppet_fairseq.errors import MuppetError
-from muppet_fairseq.families import FAMILIES
 from muppet_fairseq.families.base import FamilyDataset, Layout, Sample
 from muppet_fairseq.spec import DatasetSpec, read_dataset_json
 
@@ -66,7 +65,7 @@ class MultitaskDataset(FairseqDataset):
             if not training and split not in read_dataset_json(Path(data) / spec.name)["splits"]:
                 continue
             data_split = BinarizedSplit(data, spec, split, dictionary_sha256)
-            opened.append(FAMILIES[spec.family].dataset(data_split, layout, training=training))
+            opened.append(data_split.laid_out(layout, training=training))
             numbers.append(number)
         if not opened:
             raise MuppetError(f"no dataset of the suite has a split {split!r} in {data}")

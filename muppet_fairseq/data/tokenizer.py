@@ -18,6 +18,10 @@ from fairseq.data import Dictionary
 
 from muppet_fairseq.data.tokenizer_types import TYPES, Encoding, TokenizerType
 from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.files import read_up_to
+
+#: bytes; one of a million tokens has some 20 MB
+_LARGEST_DICTIONARY = 1 << 25
 
 #: the files of each type beside ``config.json`` and ``dict.txt``
 FILES = {kind: tokenizer_type.files for kind, tokenizer_type in TYPES.items()}
@@ -111,6 +115,9 @@ def load_dictionary(path: Path) -> Dictionary:
         MuppetError: the file is missing or no dictionary.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
+        read_up_to(path, _LARGEST_DICTIONARY)
         dictionary = Dictionary.load(str(path))
     except Exception as error:  # fairseq raises plain Exception for text that is not UTF-8
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -137,16 +144,16 @@ def symbols_sha256(dictionary: bytes) -> bytes:
 def _type(folder: Path) -> str:
     path = folder / "config.json"
     try:
-        kind = json.loads(path.read_text(encoding="utf-8"))["type"]
+        kind = json.loads(read_up_to(path, 1 << 20).decode())["type"]
     except OSError as error:
         raise MuppetError(
             f"{folder} is no tokenizer folder: {path.name} cannot be read ({error.strerror}); name a folder "
             f"with config.json, dict.txt and the tokenizer's files"
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise MuppetError(f'{path} must hold {{"type": ...}} with one of {", ".join(FILES)}') from None
-    if kind not in FILES:
-        raise MuppetError(f"{path} names the type {kind!r}; it must be one of {', '.join(FILES)}")
+    if not isinstance(kind, str) or kind not in FILES:
+        raise MuppetError(f"{path} names the type {str(kind)[:60]!r}; it must be one of {', '.join(FILES)}")
     return kind
 
 

@@ -24,7 +24,7 @@ from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.r3f import symmetric_kl
 
 if TYPE_CHECKING:
-    from muppet_fairseq.data.binarized import BinarizedSplit
+    from muppet_fairseq.data.binarized import BinarizedSplit, IndexedInts
     from muppet_fairseq.data.tokenizer import Tokenizer
     from muppet_fairseq.generation import Generator
     from muppet_fairseq.spec import DatasetSpec
@@ -101,16 +101,21 @@ class FamilyDataset(ABC):
         sample.update(self.targets(examples, src_tokens))
         return sample
 
-    def padded(self, rows: Sequence[np.ndarray]) -> Tensor:
-        """Stack rows of tokens into ``[rows, T]``. Raises MuppetError for a token that the dictionary lacks."""
-        tokens = pad_rows(rows, self.layout.pad)
-        lowest, highest = tokens.min(), tokens.max()
+    def tokens(self, stream: str) -> IndexedInts:
+        """A stream of texts. Raises MuppetError for a token that the dictionary lacks."""
+        tokens = self.data.tokens(stream)
+        flat = tokens.flat()
+        lowest, highest = int(flat.min()), int(flat.max())
         if lowest < 0 or highest >= self.layout.vocabulary:
             raise MuppetError(
-                f"{self.data.folder}: it holds token {int(lowest if lowest < 0 else highest)}, but the dictionary "
-                f"has only {self.layout.vocabulary} entries; run 'python -m preprocess check' on the data"
+                f"{self.data.path(stream)} holds token {lowest if lowest < 0 else highest}, but the dictionary has "
+                f"only {self.layout.vocabulary} entries; prepare the dataset again"
             )
         return tokens
+
+    def padded(self, rows: Sequence[np.ndarray]) -> Tensor:
+        """Stack rows of tokens into ``[rows, T]``."""
+        return pad_rows(rows, self.layout.pad)
 
     def join(self, first: np.ndarray, second: np.ndarray | None = None) -> np.ndarray:
         """Lay out ``<s> first </s>`` or, as RoBERTa does for pairs, ``<s> first </s> </s> second </s>``.
@@ -176,6 +181,8 @@ class Family(ABC):
     gold: str
     #: the raw example's key with a list of classes, for datasets whose catalog entry cannot name them beforehand
     labels_key: str | None = None
+    #: how few and how many classes a dataset may have
+    num_labels = (0, 0)
     #: whether it needs a decoder that writes text (BART's)
     generates = False
 

@@ -36,8 +36,8 @@ class SentencePairDataset(FamilyDataset):
 
     def __init__(self, data: BinarizedSplit, layout: Layout) -> None:
         super().__init__(data, layout)
-        self.input0 = data.tokens("input0")
-        self.input1 = data.tokens("input1") if data.spec.num_inputs == 2 else None
+        self.input0 = self.tokens("input0")
+        self.input1 = self.tokens("input1") if data.spec.num_inputs == 2 else None
         self.labels = self.read_labels()
         data.require_equal_lengths(input0=self.input0, input1=self.input1, label=self.labels)
         sizes1 = None if self.input1 is None else self.input1.sizes
@@ -87,6 +87,7 @@ class Classification(Family):
     name = "classification"
     gold = "label"
     metric_names = (*CONFUSION_METRICS, "multirc")
+    num_labels = (2, 2000)  # of more, the confusion counts would outgrow the model
 
     def streams(self, num_inputs: int) -> dict[str, str]:
         return input_streams(num_inputs) | {"label": "label"}
@@ -129,8 +130,8 @@ class Classification(Family):
         """Confusion counts, flat: entry ``gold * C + predicted``."""
         classes = logits.shape[1]
         cells = sample["target"] * classes + logits.argmax(dim=1)
-        # one-hot and sum, not bincount: that one waits for the GPU
-        return F.one_hot(cells, classes * classes).sum(dim=0)
+        # not bincount, which waits for the GPU; a one-hot row an example may need much memory
+        return cells.new_zeros(classes * classes).scatter_add_(0, cells, torch.ones_like(cells))
 
     def metrics(self, statistics: np.ndarray, spec: DatasetSpec) -> dict[str, float]:
         classes = len(spec.labels)

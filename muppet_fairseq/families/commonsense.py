@@ -31,8 +31,8 @@ class CommonsenseDataset(FamilyDataset):
 
     def __init__(self, data: BinarizedSplit, layout: Layout) -> None:
         super().__init__(data, layout)
-        self.context = data.tokens("input0")
-        self.choices = data.tokens("input1")
+        self.context = self.tokens("input0")
+        self.choices = self.tokens("input1")
         self.answer = data.scalars("answer")
         self.rows = data.scalars("num_choices")
         data.require_equal_lengths(input0=self.context, answer=self.answer, num_choices=self.rows)

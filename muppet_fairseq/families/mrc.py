@@ -44,8 +44,8 @@ class MRCDataset(FamilyDataset):
     def __init__(self, data: BinarizedSplit, layout: Layout, *, training: bool) -> None:
         super().__init__(data, layout)
         self.training = training
-        self.question = data.tokens("input0")
-        self.passage = data.tokens("input1")
+        self.question = self.tokens("input0")
+        self.passage = self.tokens("input1")
         self.offsets = data.ints("offsets")
         self.answers = data.ints("answers")
         new_passage = data.scalars("new_passage")

@@ -31,9 +31,10 @@ class SummarizationDataset(FamilyDataset):
     def __init__(self, data: BinarizedSplit, layout: Layout, *, training: bool) -> None:
         super().__init__(data, layout)
         self.training = training
-        self.source = data.tokens("source")
-        self.target = data.tokens("target")
-        data.require_equal_lengths(source=self.source, target=self.target)
+        self.source = self.tokens("source")
+        self.target = self.tokens("target")
+        raw = None if training else data.ints("raw")
+        data.require_equal_lengths(source=self.source, target=self.target, raw=raw)
         # as fairseq counts pairs: the longer of the two
         self.lengths = self.joined_length(np.maximum(self.source.sizes, self.target.sizes))
         self.rows = np.ones(len(self.lengths), dtype=np.int32)

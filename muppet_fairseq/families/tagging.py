@@ -26,7 +26,7 @@ from muppet_fairseq.metrics.chunks import chunk_counts, chunk_starts, tag_parts
 from muppet_fairseq.metrics.jackknife import pseudo_values
 from muppet_fairseq.models.heads import TokenHead
 from muppet_fairseq.r3f import symmetric_kl
-from muppet_fairseq.trees import NO_LABEL, Tree
+from muppet_fairseq.trees import NO_LABEL, Tree, is_label
 
 if TYPE_CHECKING:
     from muppet_fairseq.data.binarized import BinarizedSplit
@@ -46,11 +46,17 @@ class TaggingDataset(FamilyDataset):
     def __init__(self, data: BinarizedSplit, layout: Layout, *, training: bool) -> None:
         super().__init__(data, layout)
         self.training = training
-        self.input0 = data.tokens("input0")
+        self.input0 = self.tokens("input0")
         self.word_starts = data.ints("word_starts")
         self.tags = data.ints("tags")
-        data.require_equal_lengths(input0=self.input0, word_starts=self.word_starts, tags=self.tags)
+        raw = None if training else data.ints("raw")
+        data.require_equal_lengths(input0=self.input0, word_starts=self.word_starts, tags=self.tags, raw=raw)
         self._check()
+        if data.spec.metric == "bracket_f1" and (wrong := [tag for tag in data.spec.labels if not is_label(tag)]):
+            raise MuppetError(
+                f"{data.folder / 'dataset.json'}: the class {wrong[0][:60]!r} is no label of a tree, which the metric "
+                "bracket_f1 is for; prepare the dataset again, or name another metric in a suite"
+            )
         self.parts = tag_parts(data.spec.labels)
         self.lengths = self.joined_length(self.input0.sizes)
         self.rows = np.ones(len(self.lengths), dtype=np.int32)
@@ -58,6 +64,9 @@ class TaggingDataset(FamilyDataset):
 
     def _check(self) -> None:
         again = "prepare the dataset again"
+        wrong = np.flatnonzero(self.tags.sizes < 1)
+        if len(wrong):
+            raise MuppetError(f"{self.data.path('tags')}: example {wrong[0]} has no words; {again}")
         wrong = np.flatnonzero(self.tags.sizes != self.word_starts.sizes)
         if len(wrong):
             raise MuppetError(
@@ -88,6 +97,11 @@ class TaggingDataset(FamilyDataset):
         item = {"id": index, "rows": [row], "starts": starts, "tags": self.tags[index]}
         if not self.training:
             item["example"] = self.data.raw(index)
+            if len(item["example"]["tags"]) != len(item["tags"]):
+                raise MuppetError(
+                    f"{self.data.path('raw')}.bin: example {index} has {len(item['example']['tags'])} tags, but "
+                    f"{len(item['tags'])} are stored; prepare the dataset again"
+                )
         return item
 
     def targets(self, examples: list[dict[str, Any]], src_tokens: Tensor) -> Sample:
@@ -108,6 +122,7 @@ class Tagging(Family):
     name = "tagging"
     gold = labels_key = "tags"
     metric_names = ("accuracy", "chunk_f1", "bracket_f1")
+    num_labels = (1, 100_000)
 
     def streams(self, num_inputs: int) -> dict[str, str]:
         return {"input0": "tokens", "word_starts": "ints", "tags": "ints"}

@@ -21,6 +21,7 @@ from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import write_text
 from muppet_fairseq.provenance import versions
 from muppet_fairseq.report.read import FORMAT
+from muppet_fairseq.spec import read_dataset_json
 from muppet_fairseq.study.commands import UPDATES, Machine, evaluate_command, train_command
 from muppet_fairseq.study.driver import Driver
 from muppet_fairseq.study.expand import Plan, Run, expand
@@ -180,12 +181,20 @@ def _import_command(model: Model) -> list[str]:
 def _prepare_command(model: Model, wanted: list[Run]) -> list[str]:
     """What prepares the datasets that are missing."""
     names = dict.fromkeys(name for run in wanted for name in (*run.suite.names, *run.judged.names))
-    missing = [name for name in names if not (model.data / name / "dataset.json").exists()]
+    missing = [name for name in names if not _is_prepared(model.data / name)]
     if not missing:
         return []
     command = ["python", "-m", "preprocess", "prepare", "--datasets", ",".join(missing)]
     command += ["--tokenizer", str(model.encoder), "--out", str(model.data), "--jobs", str(os.cpu_count())]
     return [*command, *model.prepare]
+
+
+def _is_prepared(folder: Path) -> bool:
+    try:
+        read_dataset_json(folder)
+    except MuppetError:  # of an older version, say
+        return False
+    return True
 
 
 def _described(plan: Plan, command: str) -> dict[str, object]:

@@ -21,10 +21,11 @@ from muppet_fairseq import compat
 from muppet_fairseq.audit import FOLDER, Audit, Header
 from muppet_fairseq.criterions.computed import Computed
 from muppet_fairseq.criterions.statistics import StatisticsLayout
+from muppet_fairseq.data.binarized import open_tokenizer
 from muppet_fairseq.data.iterator import ScheduleIterator
 from muppet_fairseq.data.multitask import MultitaskDataset
 from muppet_fairseq.data.schedule import SAMPLINGS, STRATEGIES, BatchSchedule, SubBatchLimits
-from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256, load_dictionary
+from muppet_fairseq.data.tokenizer import dictionary_sha256, load_dictionary
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families import FAMILIES
 from muppet_fairseq.families.base import Layout
@@ -188,9 +189,10 @@ class MuppetTask(FairseqTask):
         return self.cfg.max_positions
 
     def _generator(self) -> Generator:
-        if not any(FAMILIES[spec.family].generates for spec in self.specs):
+        names = [spec.name for spec in self.specs if FAMILIES[spec.family].generates]
+        if not names:
             raise MuppetError("--eval-rouge is set, but no dataset of the suite is of the family summarization")
-        tokenizer = Tokenizer.load(Path(self.cfg.data) / "tokenizer")
+        tokenizer = open_tokenizer(Path(self.cfg.data), names)
         return Generator(GenerationOptions.from_json(self.cfg.eval_rouge_args), self.dictionary, tokenizer.decode)
 
     # -- model ----------------------------------------------------------------------------------------
