@@ -64,7 +64,8 @@ class Audit:
     """Records what this worker is trained on.
 
     Sub-batches belong to an update when its optimizer step is done. What was collected for an update that did not
-    happen (an overflow in fp16) or that is computed again is forgotten by :meth:`begin_update`.
+    happen (an overflow in fp16) or that is computed again is forgotten by :meth:`begin_update`; what was left out on
+    purpose is written with the next update that happens.
 
     Args:
         folder: of all attempts and workers.
@@ -87,6 +88,7 @@ class Audit:
         self._together = together
         self._epoch = 0
         self._sub_batches: list[list] = []
+        self._skipped: list[list] = []
         self._write(asdict(header))
 
     def begin_epoch(self, epoch: int) -> None:
@@ -100,11 +102,15 @@ class Audit:
         """Collect a sub-batch whose gradient goes into the update."""
         self._sub_batches.append([sample["dataset"], sample["items"].tolist()])
 
+    def skipped(self, sample: dict[str, Any]) -> None:
+        """Collect a sub-batch that is left out (``--on-bad-loss skip``)."""
+        self._skipped.append([sample["dataset"], sample["items"].tolist()])
+
     def end_update(self, update: int, *, ends_epoch: bool) -> None:
         """Write the line of update number ``update``, which is done; it survives the end of this process."""
         line = {"epoch": self._epoch, "update": update, "ends_epoch": ends_epoch, "sub_batches": self._sub_batches}
-        self._write(line)
-        self._sub_batches = []
+        self._write(line | {"skipped": self._skipped})
+        self._sub_batches, self._skipped = [], []
 
     def sync(self) -> None:
         """Wait until the lines of all workers are on the disk. Called before a checkpoint is written: the updates in
@@ -135,12 +141,14 @@ def _of_first_worker(number: int) -> int:
 
 @dataclass(frozen=True)
 class Update:
-    """One worker's part of an update: its sub-batches, as a dataset's index and examples within it."""
+    """One worker's part of an update: its sub-batches, as a dataset's index and examples within it, and those that were
+    left out."""
 
     epoch: int
     update: int
     ends_epoch: bool
     sub_batches: list[tuple[int, list[int]]]
+    skipped: list[tuple[int, list[int]]]
 
 
 @dataclass(frozen=True)
@@ -231,7 +239,7 @@ def _updates(path: Path) -> Iterator[Update]:
         try:
             update = Update(**line)
             _check_integers([update.epoch, update.update])
-            for dataset, items in update.sub_batches:
+            for dataset, items in update.sub_batches + update.skipped:
                 _check_integers(items)
                 if min(items) < 0 or max(items) >= sizes[dataset]:
                     raise ValueError
@@ -269,27 +277,30 @@ class _Epoch:
 
     def __init__(self, header: Header) -> None:
         self.header = header
-        self.seen = [np.zeros(size, dtype=np.uint16) for size in header.examples]
+        self.seen, self.skipped = ([np.zeros(size, dtype=np.uint16) for size in header.examples] for _ in range(2))
         self.updates: set[int] = set()
         self.finished = False
 
     def add(self, update: Update) -> None:
         self.updates.add(update.update)
         self.finished |= update.ends_epoch
-        for dataset, items in update.sub_batches:
-            np.add.at(self.seen[dataset], items, 1)
+        for counts, sub_batches in ((self.seen, update.sub_batches), (self.skipped, update.skipped)):
+            for dataset, items in sub_batches:
+                np.add.at(counts[dataset], items, 1)
 
     def figures(self, epoch: int) -> dict[str, Any]:
         """Of each dataset: ``once``, its examples that were trained on as often as planned (which without --sampling is
-        once); ``lost`` and ``repeated``, how many times too few and too many; ``left``, what an unfinished epoch has
-        yet to bring."""
+        once); ``skipped``, left out for their loss; ``lost`` and ``repeated``, how many times too few and too many;
+        ``left``, what an unfinished epoch has yet to bring."""
         datasets = {}
-        for name, seen, planned in zip(self.header.datasets, self.seen, self.header.planned(epoch), strict=True):
-            excess = seen.astype(np.int64) - planned
+        counts = (self.header.datasets, self.seen, self.skipped, self.header.planned(epoch))
+        for name, seen, skipped, planned in zip(*counts, strict=True):
+            excess = seen.astype(np.int64) + skipped - planned
             missing = int(-excess[excess < 0].sum())
             datasets[name] = {
                 "examples": len(seen),
-                "once": int((excess == 0).sum()),
+                "once": int(((excess == 0) & (skipped == 0)).sum()),
+                "skipped": int(skipped.sum()),
                 "lost": missing if self.finished else 0,
                 "repeated": int(excess[excess > 0].sum()),
                 "left": 0 if self.finished else missing,
@@ -320,7 +331,7 @@ def describe(folder: Path) -> dict[str, Any]:
     figures = [epochs[number].figures(number) for number in sorted(epochs)]
     total = {
         key: sum(dataset[key] for epoch in figures for dataset in epoch["datasets"].values())
-        for key in ("lost", "repeated")
+        for key in ("skipped", "lost", "repeated")
     }
     return {
         "attempts": len(runs),
@@ -333,7 +344,7 @@ def describe(folder: Path) -> dict[str, Any]:
 
 def _table(described: dict[str, Any]) -> str:
     lines = [f"{key.replace('_', ' '):20} {value:,}" for key, value in described.items() if key != "epochs"]
-    columns = ("examples", "once", "lost", "repeated", "left")
+    columns = ("examples", "once", "skipped", "lost", "repeated", "left")
     for epoch in described["epochs"]:
         state = "" if epoch["finished"] else ", not finished"
         title = f"epoch {epoch['epoch']}, {epoch['updates']:,} updates{state}"

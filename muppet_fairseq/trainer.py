@@ -138,7 +138,7 @@ class MuppetTrainer(fairseq_trainer.Trainer):
     def _without_bad(self, samples: list[Sample], *, by_gradient: bool) -> tuple[list[Sample], int, int]:
         """Return the samples without those that are not finite; over all workers, how many these are and how many are
         left. Raises MuppetError with ``--on-bad-loss stop``, and where no sub-batch alone is to blame."""
-        bad, sentences, idle_is_bad = set(), [], False
+        bad, sentences, idle_is_bad = [], [], False
         self._set_seed()  # the same dropout as before
         self.model.train()
         self.criterion.train()
@@ -147,7 +147,7 @@ class MuppetTrainer(fairseq_trainer.Trainer):
             if sentence is None:
                 continue
             if sample:
-                bad.add(number)
+                bad.append(number)
                 sentences.append(sentence)
             else:
                 idle_is_bad = True
@@ -168,6 +168,8 @@ class MuppetTrainer(fairseq_trainer.Trainer):
         if self.is_data_parallel_master:
             for sentence in everyones:
                 logger.warning("%s goes on without a sub-batch: %s", where, sentence)
+        for number in bad:
+            self.task.skip(samples[number])
         self._choose_dummy(sound)
         # what is idle comes first: fairseq forgets a worker whose last sub-batch is
         return [{}] * (len(samples) - len(sound)) + sound, len(everyones), left

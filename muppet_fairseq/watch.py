@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ class Sign:
 
     Attributes:
         rank, process, host: who it is.
+        system: what can see its process: this boot of a machine, and a container on it.
         beat: counts its signs of life.
         step, place: how far it is: steps (updates and validation's batches) begun, and places passed in this one. They
             are the same for all workers at the same point of their work.
@@ -56,6 +58,7 @@ class Sign:
     rank: int
     process: int
     host: str
+    system: str
     beat: int = 0
     step: int = 0
     place: int = 0
@@ -66,14 +69,14 @@ class Sign:
         return f"worker {self.rank} (process {self.process} on {self.host})"
 
     def is_dead(self) -> bool:
-        """Whether its process is known to be gone: where it is of this host."""
-        if self.host != socket.gethostname():
+        """Whether its process is known to be gone: where this one could see it, on Linux."""
+        if not self.system or self.system != _system():
             return False
         try:
-            # Linux keeps a process that ended until its parent asks for its status
+            # a process that ended stays until its parent asks for its status
             return Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
         except OSError:
-            return Path("/proc/self/stat").exists()
+            return True
 
 
 class Watch:
@@ -88,7 +91,7 @@ class Watch:
 
     def __init__(self, store: torch.distributed.Store, name: str, rank: int, workers: int, timeout: float) -> None:
         self.store, self.workers, self.timeout = store, workers, timeout
-        self.sign = Sign(rank, os.getpid(), socket.gethostname())
+        self.sign = Sign(rank, os.getpid(), socket.gethostname(), _system())
         #: the last sign of everyone that was seen
         self.seen: dict[int, Sign] = {}
         self._step, self._waits, self._moved = "", False, time.monotonic()
@@ -301,6 +304,14 @@ class Watch:
             time.sleep(0.05)
         silent = self._silent()
         return f"{_and(silent)} gave no sign of life any more in {self.sign.doing}; {AGAIN}" if silent else None
+
+
+@cache
+def _system() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def _warn_of_shared_store() -> None:

@@ -37,7 +37,7 @@ def write(folder: Path, attempt: int, worker: int, header: Header, lines: list[d
 
 
 def line(update: int, *sub_batches: list, epoch: int = 1, ends_epoch: bool = False) -> dict:
-    return {"epoch": epoch, "update": update, "ends_epoch": ends_epoch, "sub_batches": sub_batches}
+    return {"epoch": epoch, "update": update, "ends_epoch": ends_epoch, "sub_batches": sub_batches, "skipped": []}
 
 
 # -- one worker ---------------------------------------------------------------------------------------
@@ -48,6 +48,7 @@ def test_what_is_collected_counts_when_the_update_is_done(tmp_path):
     audit.begin_epoch(1)
     audit.begin_update()
     audit.trained(sample(0, 0, 1))
+    audit.skipped(sample(1, 0))
     audit.begin_update()  # it was dropped
     audit.trained(sample(1, 1))
     audit.end_update(1, ends_epoch=False)
@@ -60,9 +61,10 @@ def test_what_is_collected_counts_when_the_update_is_done(tmp_path):
     audit.sync()
     figures = describe(tmp_path)
     assert (figures["attempts"], figures["updates"], figures["updates_done_again"]) == (1, 2, 0)
-    assert (figures["lost"], figures["repeated"]) == (3, 0)
-    assert figures["epochs"][0]["datasets"]["a"] == {"examples": 3, "once": 1, "lost": 2, "repeated": 0, "left": 0}
-    assert figures["epochs"][0]["datasets"]["b"] == {"examples": 2, "once": 1, "lost": 1, "repeated": 0, "left": 0}
+    assert (figures["skipped"], figures["lost"], figures["repeated"]) == (1, 2, 0)
+    a, b = figures["epochs"][0]["datasets"].values()
+    assert a == {"examples": 3, "once": 1, "skipped": 0, "lost": 2, "repeated": 0, "left": 0}
+    assert b == {"examples": 2, "once": 1, "skipped": 1, "lost": 0, "repeated": 0, "left": 0}
 
 
 def test_each_start_is_an_attempt_of_its_own(tmp_path):
@@ -170,7 +172,7 @@ def test_an_epoch_that_goes_on_has_examples_left_and_none_lost(tmp_path):
     write(tmp_path, 1, 0, HEADER, [line(1, [0, [0, 1]], [1, [0]])])
     (epoch,) = describe(tmp_path)["epochs"]
     assert not epoch["finished"]
-    assert epoch["datasets"]["a"] == {"examples": 3, "once": 2, "lost": 0, "repeated": 0, "left": 1}
+    assert epoch["datasets"]["a"] == {"examples": 3, "once": 2, "skipped": 0, "lost": 0, "repeated": 0, "left": 1}
     write(tmp_path, 2, 0, HEADER, [line(2, [0, [0, 1, 2]], epoch=2)])
     first, _ = describe(tmp_path)["epochs"]
     assert first["datasets"]["a"]["lost"] == 1, "a later epoch has begun"

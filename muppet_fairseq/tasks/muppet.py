@@ -268,6 +268,11 @@ class MuppetTask(FairseqTask):
         if self.audit is not None:
             self.audit.begin_update()
 
+    def skip(self, sample: dict) -> None:
+        """The update goes on without a sub-batch."""
+        if self.audit is not None:
+            self.audit.skipped(sample)
+
     def before_checkpoint(self) -> None:
         """A checkpoint is about to be written; called on every worker."""
         if self.audit is not None:

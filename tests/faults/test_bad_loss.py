@@ -13,6 +13,8 @@ import pytest
 import torch
 from fairseq.trainer import Trainer
 
+from muppet_fairseq import compat
+from muppet_fairseq.audit import FOLDER, describe
 from muppet_fairseq.criterions.muppet import MuppetCriterion
 from muppet_fairseq.families.base import Sample
 from muppet_fairseq.tasks.muppet import MuppetTask
@@ -116,12 +118,17 @@ def test_the_update_is_that_without_the_bad_sub_batches(data, tmp_path, ledger, 
         workers=workers,
         inject=without(poison, tmp_path / "seen"),
     )
-    run = finished(options(data, tmp_path / "run", *more), tmp_path / "run", workers=workers, inject=poison)
+    words = options(data, tmp_path / "run", *more, "--audit")
+    run = finished(words, tmp_path / "run", workers=workers, inject=poison)
+    audited = describe(tmp_path / "run" / FOLDER)
     bad = sum(file.read_text().count("bad") for file in (tmp_path / "seen").iterdir())
     same = equal(parameters(tmp_path / "run"), parameters(tmp_path / "reference"))
     what = {np.nan: "nan", np.inf: "inf"}.get(value, "infinite gradient")
-    ledger.note(f"loss of one dataset: {what}, skipped", survived=same and skipped(run) == bad)
+    lost = audited["lost"] + audited["repeated"]
+    ledger.note(f"loss of one dataset: {what}, skipped", survived=same and skipped(run) == bad, lost=lost)
     assert same
+    assert (lost, audited["epochs"][0]["datasets"]["choices"]["skipped"]) == (0, audited["skipped"])
+    assert audited["skipped"] >= len(poison.examples)
     assert skipped(run) == bad == len(warnings(run)) >= 2
     assert skipped(reference) == 0
 
@@ -265,22 +272,14 @@ def _validated(run: Run) -> dict[str, Any]:
 
 
 def _as_on_a_gpu(rank: int) -> None:
-    """fairseq's handler of an overflow puts a zero on the GPU, of which there is none."""
+    """fairseq's handler of an overflow puts a zero on the GPU, of which there is none; we refuse --fp16 without one."""
     torch.Tensor.cuda = lambda self, *rest: self
+    compat.check_parallel = lambda *sections: None
 
 
 def test_fp16_overflow_is_left_to_the_scaler_and_nan_is_not(data, tmp_path, ledger):
-    more = (
-        "--fp16",
-        "--fp16-no-flatten-grads",
-        "--fp16-init-scale",
-        str(2**24),
-        "--max-epoch",
-        "1",
-        "--disable-validation",
-        "--update-freq",
-        "4",
-    )
+    more = ("--fp16", "--fp16-no-flatten-grads", "--fp16-init-scale", str(2**24))
+    more += ("--max-epoch", "1", "--disable-validation", "--update-freq", "4")
     run = finished(options(data, tmp_path / "run", *more), tmp_path / "run", inject=_as_on_a_gpu)
     out = (run.folder / "worker-0.out").read_text()
     overflows = out.count("gradient overflow detected")
