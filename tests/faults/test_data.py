@@ -501,8 +501,7 @@ def test_nothing_here_loads_yaml_unsafely_or_unpacks_where_an_archive_says():
 
 def test_a_process_of_its_own_ends_so_too(data, tmp_path, ledger, tries):
     """With all that a fork has done before: a sentence on standard error, and nothing of Python's."""
-    if not tries(0, 1):
-        pytest.skip("tests/test_bad_input.py starts such processes")
+    tries(0, 1)
     copy = Path(shutil.copytree(data, tmp_path / "data-bin"))
     path = copy / "spans" / "answers" / "valid.bin"
     path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])

@@ -136,40 +136,40 @@ def the_same(data: Path, folder: Path, ledger: Ledger) -> Callable[..., None]:
 
 def test_in_short(the_same, tries):
     """What ``make test`` has time for: the cases that are most unlike, the two backends that all have."""
-    if tries(1, 0):
-        case = CASES["two epochs of other --update-freq"]
-        the_same("an update shared in other ways", case, ("pytorch_ddp",))
-        case = CASES["a worker with nothing to do, many heads"]
-        the_same("an update shared in other ways", case, ("pytorch_ddp",), *CRITERIONS["muppet_r3f"])
+    tries(1, 0)
+    case = CASES["two epochs of other --update-freq"]
+    the_same("an update shared in other ways", case, ("pytorch_ddp",))
+    case = CASES["a worker with nothing to do, many heads"]
+    the_same("an update shared in other ways", case, ("pytorch_ddp",), *CRITERIONS["muppet_r3f"])
 
 
 @pytest.mark.parametrize("criterion", CRITERIONS)
 @pytest.mark.parametrize("update_freq", [1, 4])
 def test_every_backend_gives_the_same_parameters(the_same, tries, update_freq, criterion):
     """And so does one worker: to 1e-6."""
-    if tries(0, 1):
-        case = Case(SMALL, str(update_freq), str(2 * update_freq))
-        others = tuple(BACKENDS)[1:] if (update_freq, criterion) == (1, "muppet") else THREE
-        the_same(f"--update-freq {update_freq}, shared in other ways", case, (*others, "one"), *CRITERIONS[criterion])
+    tries(0, 1)
+    case = Case(SMALL, str(update_freq), str(2 * update_freq))
+    others = tuple(BACKENDS)[1:] if (update_freq, criterion) == (1, "muppet") else THREE
+    the_same(f"--update-freq {update_freq}, shared in other ways", case, (*others, "one"), *CRITERIONS[criterion])
 
 
 def test_the_state_of_adam_is_the_same(the_same, tries):
-    if tries(0, 1):
-        case = Case(SMALL, "1", "2", ADAM)
-        the_same("--update-freq 1, shared in other ways", case, (*THREE, "one"))
+    tries(0, 1)
+    case = Case(SMALL, "1", "2", ADAM)
+    the_same("--update-freq 1, shared in other ways", case, (*THREE, "one"))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_uneven_work(the_same, tries, name):
-    if tries(0, 1):
-        the_same(f"{name}, shared in other ways", CASES[name], ("pytorch_ddp", "fully_sharded", "one"))
+    tries(0, 1)
+    the_same(f"{name}, shared in other ways", CASES[name], ("pytorch_ddp", "fully_sharded", "one"))
 
 
 def test_noise_of_r3f(the_same, tries):
     """Noise of a size that matters: drawn by each worker, so the same whatever unites their gradients."""
-    if tries(0, 1):
-        words = ("--criterion", "muppet_r3f", "--eps", "0.1", "--noise-type", "normal")
-        the_same("noise of each worker's own, shared in other ways", Case(SMALL, "1", "2"), THREE, *words)
+    tries(0, 1)
+    words = ("--criterion", "muppet_r3f", "--eps", "0.1", "--noise-type", "normal")
+    the_same("noise of each worker's own, shared in other ways", Case(SMALL, "1", "2"), THREE, *words)
 
 
 @needs_fairscale

@@ -25,8 +25,7 @@ TWO = ("--ddp-backend", "legacy_ddp", "--update-freq", "1")
 
 @pytest.fixture
 def hosts(tries) -> Iterator[Hosts]:
-    if not tries(0, 1):
-        pytest.skip("takes long: make test-faults")
+    tries(0, 1)
     if (why := unavailable()) is not None:
         pytest.skip(why)
     with Hosts.joined() as hosts:
