@@ -106,7 +106,7 @@ CASES += [
 
 @pytest.mark.parametrize("number", range(len(CASES)))
 def test_the_update_is_that_without_the_bad_sub_batches(data, tmp_path, ledger, tries, number):
-    tries(number < 2, 1)
+    tries(number == 0, 1)
     workers, backend, value = CASES[number]
     more = ("--max-epoch", "1", "--dropout", "0.1", "--ddp-backend", backend, "--update-freq", str(4 // workers), *SKIP)
     more += ("--loss-scaling", "inverse", "--disable-validation")
@@ -133,7 +133,8 @@ def test_the_update_is_that_without_the_bad_sub_batches(data, tmp_path, ledger, 
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_stopped_with_the_dataset_and_the_examples(data, tmp_path, ledger, workers):
+def test_stopped_with_the_dataset_and_the_examples(data, tmp_path, ledger, tries, workers):
+    tries(workers == 2, 1)
     arguments = options(data, tmp_path / "run", "--max-epoch", "1", "--update-freq", str(4 // workers))
     run = Run(arguments, tmp_path / "run", workers=workers, inject=Poison(np.nan, (17,)))
     statuses = run.wait()
@@ -148,8 +149,9 @@ def test_stopped_with_the_dataset_and_the_examples(data, tmp_path, ledger, worke
     assert not list((tmp_path / "run").glob("*.pt"))
 
 
-def test_an_update_of_which_nothing_is_left_is_none(data, tmp_path, ledger):
+def test_an_update_of_which_nothing_is_left_is_none(data, tmp_path, ledger, tries):
     """One sub-batch an update, as in fine-tuning: the updates are those of the other sub-batches."""
+    tries(0, 1)
     more = ("--update-freq", "1", "--max-epoch", "1", "--disable-validation", *SKIP)
     run = finished(
         options(data, tmp_path / "run", *more, suite="choices"), tmp_path / "run", inject=Poison(np.nan, dataset=0)
@@ -162,8 +164,9 @@ def test_an_update_of_which_nothing_is_left_is_none(data, tmp_path, ledger):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_a_worker_without_work_computes_is_finite(data, tmp_path, ledger, workers):
+def test_what_a_worker_without_work_computes_is_finite(data, tmp_path, ledger, tries, workers):
     """The cheapest example, which fills idle rounds, is of the dataset that is bad; some workers get nothing else."""
+    tries(workers == 1, 1)
     sizes = ("--max-epoch", "1", "--disable-validation", "--update-freq", "4")
     sizes += ("--sub-batches", "5" if workers == 2 else "3")
     poison = Poison(np.nan, None, dataset=None)
@@ -192,8 +195,9 @@ def poisoned_checkpoint(data: Path, folder: Path, key: str) -> Path:
     return path
 
 
-def test_a_head_that_is_broken_leaves_the_others_alone(data, tmp_path, ledger):
+def test_a_head_that_is_broken_leaves_the_others_alone(data, tmp_path, ledger, tries):
     """In a real process, without injection: commonsense's head is not a number, the others go on and learn."""
+    tries(0, 1)
     path = poisoned_checkpoint(data, tmp_path / "before", "heads.commonsense.out_proj.weight")
     more = ("--finetune-from-model", str(path), "--reuse-heads", "--max-epoch", "2", "--lr", "0.002")
     trained(options(data, tmp_path / "run", *more, *SKIP))

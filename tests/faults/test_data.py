@@ -381,11 +381,11 @@ def fuzz(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Fuzz:
 
 
 def test_a_rotten_data_bin_trains_as_ever_or_is_one_sentence(fuzz, ledger, tries):
-    _all(fuzz, ledger, "rotten data-bin", rot, tries(7, 180), identical=True)
+    _all(fuzz, ledger, "rotten data-bin", rot, tries(5, 180), identical=True)
 
 
 def test_a_hostile_data_bin_trains_or_is_one_sentence(fuzz, ledger, tries):
-    _all(fuzz, ledger, "hostile data-bin, its digests made anew", attack, tries(7, 180), identical=False)
+    _all(fuzz, ledger, "hostile data-bin, its digests made anew", attack, tries(5, 180), identical=False)
 
 
 # -- names that lead elsewhere --------------------------------------------------------------------------------

@@ -51,8 +51,9 @@ def undisturbed(data, tmp_path_factory) -> Callable[..., Path]:
 
 #: sub-batches of an update, the workers of each attempt, more arguments. The first goes for ``make test``.
 STOPPED: list[tuple[int, Sequence[int], tuple[str, ...]]] = [
-    (6, (1, 2, 1), ()),
+    (6, (1, 2), ()),
     (4, (1, 2, 4, 2, 1), ()),
+    (6, (2, 4, 1), ()),
     (6, (4, 1, 2, 4), ("--batching", "batch_homogeneous")),
     (6, (2, 1, 4, 1), ("--batching", "dataset_homogeneous", "--sampling", "temperature")),
     (5, (4, 2, 1, 4), ("--num-workers", "1")),

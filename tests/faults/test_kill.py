@@ -58,7 +58,7 @@ def undisturbed(data, tmp_path_factory) -> Callable[..., tuple[Path, float]]:
 LOADERS = ("--num-workers", "2", "--disable-validation")
 #: name, workers, kills, more arguments
 CASES = [
-    ("one worker", 1, (3, 32), ()),
+    ("one worker", 1, (2, 32), ()),
     ("two workers", 2, (0, 20), ()),
     (
         "inverse loss scaling, homogeneous updates",
