@@ -36,7 +36,7 @@ test-slow: $(READY)
 	@$(IN_VENV) python -m pytest -m slow
 
 test-faults: $(READY)
-	@$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest tests/faults --faults results/faults
+	@$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest tests/faults --faults results/faults --numprocesses 2 --dist loadgroup
 
 # .ci/make_venv.py writes the stamp last, so an interrupted set-up is done again
 $(READY): setup.py pyproject.toml .ci/make_venv.py $(if $(PYTHON)$(TORCH),FORCE)

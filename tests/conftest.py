@@ -1,12 +1,14 @@
 """Shared by all tests."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
-from tests.faults.ledger import Ledger
+from tests.faults.ledger import Fault, Ledger
 
 # transformers imports torchaudio wherever it is installed (fairseq asks for it), and PyPI's cannot be loaded
 # beside a CPU-only torch
@@ -38,6 +40,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[Ledger.KEY] = Ledger()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # one of pytest-xdist's processes
+        session.config.workeroutput["faults"] = [asdict(row) for row in session.config.stash[Ledger.KEY].rows]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    for row in getattr(node, "workeroutput", {}).get("faults", []):
+        node.config.stash[Ledger.KEY].add(Fault(**row))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
