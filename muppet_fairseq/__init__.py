@@ -1,6 +1,11 @@
 """MUPPET for fairseq: pre-finetuning on many supervised datasets at once (``--user-dir muppet_fairseq``)."""
 
-from muppet_fairseq import compat, errors
+import warnings
+
+# fairscale 0.4.13, which fairseq imports where it is installed, uses these by their old names
+warnings.filterwarnings("ignore", message=r".*torch\.cuda\.amp\.custom_(fwd|bwd).*", category=FutureWarning)
+
+from muppet_fairseq import compat, errors  # noqa: E402
 
 compat.apply()
 errors.report_without_traceback()

@@ -151,6 +151,7 @@ class TaskOf:
     tokenizer: Tokenizer
     max_length: int
     reuse_heads: bool = False
+    heads: tuple[str, ...] = ()
 
     @property
     def source_dictionary(self) -> Dictionary:

@@ -33,7 +33,6 @@ from tests.toy_models import (
     add_dataset,
     entry,
     fine_tuned,
-    new_data_bin,
     toy_models,
 )
 from tests.toy_suite import ROOT, logged
@@ -299,7 +298,7 @@ def without(name: str) -> Callable[[Path], None]:
     ],
 )
 def test_data_that_are_not_the_runs(models, tmp_path, damage, said):
-    data = new_data_bin(models.data, tmp_path / "data-bin")
+    data = Path(shutil.copytree(models.data, tmp_path / "data-bin"))
     damage(data)
     assert said in sentence(release, models.checkpoint("roberta"), tmp_path / "out", data)
     assert not (tmp_path / "out").exists()

@@ -149,7 +149,7 @@ def test_other_sources_say_what_they_are(tmp_path: Path) -> None:
         ("[]", "is no revisions file, a JSON object"),
         (json.dumps({"toys/nli": OLD}), "names 'toys/nli', which is not 'owner/name@branch'"),
         (json.dumps({KEY: "main"}), f"gives {KEY} the commit 'main', which is not 40 digits"),
-        (json.dumps({KEY: 5}), f"gives {KEY} the commit 5, which is not 40 digits"),
+        (json.dumps({KEY: 5}), f"gives {KEY} the commit '5', which is not 40 digits"),
     ],
 )
 def test_a_wrong_revisions_file_is_one_sentence(

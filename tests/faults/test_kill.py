@@ -19,6 +19,7 @@ import pytest
 import torch
 from fairseq.file_io import PathManager
 
+from muppet_fairseq import checkpoint_file
 from muppet_fairseq.audit import Audit
 from muppet_fairseq.tasks.muppet import MuppetTask
 from tests.faults.audited import SUITE, has_update, lost_or_repeated, records, same, sub_batches, until_update
@@ -135,7 +136,7 @@ def on_call(
 
         def replaced(*arguments: Any, **keywords: Any) -> Any:
             nonlocal calls
-            calls += path is None or path in arguments[-1]
+            calls += path is None or path in str(arguments[-1])
             if calls == number:
                 return fault(original, *arguments, **keywords)
             return original(*arguments, **keywords)
@@ -194,7 +195,7 @@ CHAINS: list[tuple[str, int, tuple[str, ...], dict[str, Fault]]] = [
         {
             "half of checkpoint_best.pt is copied": on_call(shutil, "copyfile", 1, half_copied, path="best"),
             "checkpoint_best.pt is copied": on_call(PathManager, "copy", 1, afterwards, path="best"),
-            "it is renamed, not copied": on_call(PathManager, "rename", 2, afterwards),
+            "it is renamed, not copied": on_call(checkpoint_file, "replace", 1, afterwards, path="checkpoint_1_4"),
         },
     ),
     (
@@ -203,7 +204,7 @@ CHAINS: list[tuple[str, int, tuple[str, ...], dict[str, Fault]]] = [
         (),
         {
             "half of the first checkpoint_last.pt is copied": on_call(shutil, "copyfile", 1, half_copied, path="last"),
-            "it is not renamed": on_call(PathManager, "rename", 2, at_once),
+            "it is not renamed": on_call(checkpoint_file, "replace", 1, at_once, path="checkpoint_1_4"),
             "old ones are not removed": on_call(os, "remove", 1, at_once, path="checkpoint_"),
         },
     ),
