@@ -19,7 +19,7 @@ from muppet_fairseq.data.schedule import SAMPLINGS, BatchSchedule, Sizes, SubBat
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.tasks.muppet import MuppetTask
 from muppet_fairseq.trainer import MuppetTrainer
-from tests.faults.runs import finished
+from tests.runs import finished
 from tests.toy_suite import NAMES, open_task, options
 
 HEADER = Header(1, ["a", "b"], [3, 2], "batch_heterogeneous", "natural", 2.0, 1)

@@ -897,7 +897,7 @@ def test_training_says_it_when_a_data_loaders_process_finds_it(copy, tmp_path):
     longest = max(range(len(items)), key=lambda i: len(items[i]))
     rewrite(copy, "spans/raw/valid", lambda items: items[longest].__setitem__(0, ord("[")))
     more = ("--num-workers", "1", "--no-save", "--max-update", "1")
-    done = train(options(copy, tmp_path / "run", *more, suite="spans"))
+    done = train(options(copy, tmp_path / "run", *more, suite="spans"), command=True)
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("muppet: ")]
     assert line.startswith(f"muppet: {copy}/spans/raw/valid.bin: example {longest} cannot be used: it is no JSON (")

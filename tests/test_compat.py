@@ -117,14 +117,14 @@ def test_a_run_of_stock_fairseq_resumes(data, tmp_path, without_compat):
         *("--lr", "0.001", "--update-freq", "1", "--cpu", "--num-workers", "0", "--log-format", "json"),
         *("--log-interval", "1", "--no-epoch-checkpoints", "--disable-validation", "--save-dir", str(tmp_path / "run")),
     ]
-    trained([*arguments, "--max-update", "2"])
+    trained([*arguments, "--max-update", "2"], command=True)
     path = tmp_path / "run" / "checkpoint_last.pt"
     with pytest.raises(pickle.UnpicklingError, match=r"argparse\.Namespace"):
         torch.load(path)  # what stock fairseq does on its own
-    trained([*arguments, "--max-update", "3"])
+    trained([*arguments, "--max-update", "3"], command=True)
     assert [int(line["num_updates"]) for line in logged(tmp_path / "run", "train_inner")] == [1, 2, 3]
     *_, last = logged(tmp_path / "run", "train")
-    trained([*arguments, "--max-update", "3"])  # there is nothing left to do
+    trained([*arguments, "--max-update", "3"], command=True)  # there is nothing left to do
     assert len(logged(tmp_path / "run", "train_inner")) == 3
     *_, again = logged(tmp_path / "run", "train")
     assert (again["train_loss"], again["train_num_updates"]) == (last["train_loss"], "3")

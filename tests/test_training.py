@@ -1,4 +1,4 @@
-"""Real ``fairseq-train`` runs on small real files: one worker and two, stopped and resumed, from checkpoints."""
+"""``fairseq-train`` runs on small real files: one worker and two, stopped and resumed, from checkpoints."""
 
 import json
 from collections import Counter
@@ -89,7 +89,7 @@ def test_two_workers_train_different_datasets_in_one_update_and_agree(data, tmp_
     # SGD: Adam would blow up the rounding errors of gradients that are 0, such as a ranking head's last bias
     still = ("--dropout", "0", "--attention-dropout", "0", "--optimizer", "sgd", "--lr", "0.1")
     still += ("--max-epoch", "1", "--disable-validation")
-    trained(options(data, tmp_path / "two", *still), workers=2, trace=tmp_path / "trace2")
+    trained(options(data, tmp_path / "two", *still), workers=2, trace=tmp_path / "trace2", command=True)
     trained(options(data, tmp_path / "one", *still), trace=tmp_path / "trace1")
     trained(options(data, tmp_path / "ddp", *still, "--ddp-backend", "pytorch_ddp"), workers=2)
 
@@ -211,7 +211,7 @@ def test_examples_and_partition_choose_what_is_trained_on(data, tmp_path):
 
 
 def test_a_users_mistake_ends_training_with_one_sentence(data, tmp_path):
-    done = train(options(data, tmp_path / "run", suite="animals,chioces"))
+    done = train(options(data, tmp_path / "run", suite="animals,chioces"), command=True)
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
     sentence = [line for line in done.stderr.splitlines() if line.startswith("muppet: ")]

@@ -6,9 +6,9 @@ import json
 import os
 import random
 import re
-import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,8 @@ from preprocess.catalog import CATALOG
 from preprocess.convert import Examples, Split
 from preprocess.download import PackageFile
 from preprocess.entry import Entry, HeldOut
+from tests import traced_train
+from tests.runs import Run
 from tests.toy_data import write_bert_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -205,28 +207,52 @@ def open_task(data: Path, suite: str | Path, **changes: Any) -> MuppetTask:
 
 
 def train(
-    arguments: list[str], *, workers: int = 1, trace: Path | None = None, timeout: int = 300
+    arguments: Sequence[str],
+    *,
+    workers: int = 1,
+    trace: Path | None = None,
+    timeout: int = 300,
+    command: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``fairseq-train`` with these arguments, on ``workers`` processes; see ``traced_train.py`` for ``trace``.
 
-    ``arguments`` give the run's total of sub-batches an update as ``--update-freq``: it is divided among workers.
+    ``arguments`` give the run's total of sub-batches an update as ``--update-freq``: it is divided among workers. The
+    processes are forks of this one, or with ``command`` the command's own, several started by torchrun.
     """
     save_dir = Path(arguments[arguments.index("--save-dir") + 1])
     save_dir.mkdir(parents=True, exist_ok=True)
-    words, environment = launch(arguments, workers)
-    environment["TRACE"] = str(trace or "")
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=timeout, check=False)
+    if command:
+        words, environment = launch(arguments, workers)
+        environment["TRACE"] = str(trace or "")
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=timeout, check=False)
+    else:
+        done = _forked(_shared(arguments, workers), workers, trace, timeout)
     with (save_dir / "train.log").open("a") as log:
         log.write(done.stdout)
     return done
 
 
-def launch(arguments: Sequence[str], workers: int, *torchrun: str) -> tuple[list[str], dict[str, str]]:
-    """The words and the environment of :func:`train`; ``torchrun`` are more words for it, if it is used."""
+def _forked(arguments: list[str], workers: int, trace: Path | None, timeout: int) -> subprocess.CompletedProcess[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        inject = None if trace is None else lambda rank: traced_train.trace(trace)
+        run = Run(arguments, Path(folder), workers=workers, inject=inject)
+        statuses = run.wait(timeout)
+        outputs = [(run.folder / f"worker-{rank}.out").read_text() for rank in range(workers)]
+        errors = [run.errors(rank) for rank in range(workers)]
+    status = next(filter(None, statuses), 0)
+    return subprocess.CompletedProcess(arguments, status, "".join(outputs), "".join(errors))
+
+
+def _shared(arguments: Sequence[str], workers: int) -> list[str]:
     arguments = list(arguments)
     place = arguments.index("--update-freq") + 1
     arguments[place] = str(int(arguments[place]) // workers)
-    program = [sys.executable, str(ROOT / "tests" / "traced_train.py"), *arguments]
+    return arguments
+
+
+def launch(arguments: Sequence[str], workers: int, *torchrun: str) -> tuple[list[str], dict[str, str]]:
+    """The words and the environment of the command that :func:`train` runs; ``torchrun`` are more words for that."""
+    program = [sys.executable, str(ROOT / "tests" / "traced_train.py"), *_shared(arguments, workers)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TRACE": ""}
     environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else workers cannot be started again
     if workers == 1:
@@ -236,12 +262,6 @@ def launch(arguments: Sequence[str], workers: int, *torchrun: str) -> tuple[list
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(workers)]
     launcher += ["--standalone", *torchrun, "--no-python", "sh", "-c", LAUNCH, "sh"]
     return [*launcher, *program], environment
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def trained(*arguments: Any, **keywords: Any) -> None:

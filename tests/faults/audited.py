@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from muppet_fairseq.audit import FOLDER, attempts, describe, history
-from tests.faults.runs import Run, equal, parameters
+from tests.runs import Run, equal, parameters
 
 #: one worker's updates of four sub-batches; an epoch has five of them
 SUITE = "pairs,choices,spans"

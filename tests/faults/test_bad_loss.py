@@ -18,7 +18,7 @@ from muppet_fairseq.audit import FOLDER, describe
 from muppet_fairseq.criterions.muppet import MuppetCriterion
 from muppet_fairseq.families.base import Sample
 from muppet_fairseq.tasks.muppet import MuppetTask
-from tests.faults.runs import Run, equal, finished, parameters
+from tests.runs import Run, equal, finished, parameters
 from tests.toy_suite import NAMES, logged, open_task, options, trained
 
 CHOICES = NAMES.index("choices")

@@ -30,7 +30,7 @@ from preprocess.binarize import files_in, fingerprint
 from preprocess.own import read_own
 from preprocess.revisions import read_revisions
 from tests.faults.ledger import Ledger
-from tests.faults.runs import Run, equal, finished, parameters
+from tests.runs import Run, equal, finished, parameters
 from tests.toy_suite import ROOT, options, train
 
 #: all that an encoder trains on

@@ -21,7 +21,7 @@ from muppet_fairseq import compat
 from muppet_fairseq.errors import MuppetError
 from tests.faults import sharded_on_cpu
 from tests.faults.ledger import Ledger
-from tests.faults.runs import Run, finished, parameters
+from tests.runs import Run, finished, parameters
 from tests.toy_suite import NAMES, options, trained
 
 FAIRSCALE = importlib.util.find_spec("fairscale") is not None

@@ -19,7 +19,7 @@ import torch
 from muppet_fairseq import checkpoint_file
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.release import release
-from tests.faults.runs import Run, equal, finished, parameters
+from tests.runs import Run, equal, finished, parameters
 from tests.toy_suite import options, train
 
 #: saves at 2, 4 and 6 updates, each to a file of its own and to checkpoint_last.pt; the older ones of their own go

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.faults.audited import SUITE, lost_or_repeated, records, sub_batches, until_update
-from tests.faults.runs import Run, finished, parameters
+from tests.runs import Run, finished, parameters
 from tests.toy_suite import options
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from tests.faults.hosts import Hosts, HostsRun, unavailable
 from tests.faults.ledger import Ledger
-from tests.faults.runs import finished, parameters
 from tests.faults.test_ddp import furthest
+from tests.runs import finished, parameters
 from tests.toy_suite import options
 
 #: updates of a run, and after how many of them the fault comes

@@ -23,7 +23,7 @@ from muppet_fairseq import checkpoint_file
 from muppet_fairseq.audit import Audit
 from muppet_fairseq.tasks.muppet import MuppetTask
 from tests.faults.audited import SUITE, has_update, lost_or_repeated, records, same, sub_batches, until_update
-from tests.faults.runs import Run
+from tests.runs import Run
 from tests.toy_suite import ROOT, options
 
 SAVING = ("--save-interval-updates", "2", "--keep-interval-updates", "1")

@@ -22,7 +22,7 @@ from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.hub import MuppetHub
 from muppet_fairseq.models.roberta import MuppetRobertaModel
 from muppet_fairseq.release import release
-from tests.faults.runs import Run, equal, finished, parameters
+from tests.runs import Run, equal, finished, parameters
 from tests.toy_suite import ROOT, options
 
 #: what a single test may add to this process's memory, and a training run to what it had

@@ -21,7 +21,7 @@ from muppet_fairseq.criterions.muppet import MuppetCriterion
 from muppet_fairseq.data.multitask import MultitaskDataset
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.tasks.muppet import MuppetTask
-from tests.faults.runs import Run, equal, finished, parameters
+from tests.runs import Run, equal, finished, parameters
 from tests.toy_suite import launch, options
 
 #: seconds until all must have stopped once one has died; the machine is shared

@@ -1,4 +1,4 @@
-"""Training runs as forks of this process: they start in half a second, and a test can put faults into them."""
+"""Training runs as forks of this process: they start in half a second, and a test can change what is in them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,6 @@ import torch
 
 from muppet_fairseq import errors
 from muppet_fairseq.study import processes
-from tests.toy_suite import free_port
 
 
 class Run:
@@ -29,7 +29,7 @@ class Run:
             each worker.
         folder: gets ``worker-0.out`` and ``worker-0.err`` and so on; a second run there appends.
         workers: with more than one they find each other through the first, over gloo.
-        inject: called in each worker with its rank before it begins: puts the fault there.
+        inject: called in each worker with its rank before it begins: puts a fault there, say.
         memory: of each worker's address space, bytes more than this process has; beyond them it gets MemoryError.
     """
 
@@ -77,6 +77,7 @@ class Run:
         with open(self._file(rank, "out"), "ab") as out, open(self._file(rank, "err"), "ab") as err:
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # of which there is a word on standard error after a fork
         # pytest has put its own there
         sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
         sys.excepthook = sys.__excepthook__
@@ -149,3 +150,10 @@ def equal(ours: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> 
 def _address_space() -> int:
     """Bytes of this process's address space."""
     return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def free_port() -> int:
+    """A port that nobody listens to."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
