@@ -12,6 +12,7 @@ import torch
 import torch.distributed
 from fairseq import trainer as fairseq_trainer
 from fairseq.logging import metrics
+from fairseq.optim import FP16Optimizer
 from fairseq.optim.dynamic_loss_scaler import DynamicLossScaler
 from torch import Tensor
 
@@ -24,6 +25,11 @@ logger = logging.getLogger(__name__)
 
 #: so many updates in a row may have no sub-batch with a finite loss
 _MOST_EMPTY_UPDATES = 10
+
+#: in a checkpoint's ``extra_state``: what fairseq does not keep of a run in half precision
+_PRECISE = "full_precision"
+#: what fairseq's loss scaler counts
+_COUNTED = ("_iter", "_last_overflow_iter", "_last_rescale_iter", "_overflows_since_rescale")
 
 _GO_BACK = "go back to a checkpoint from before, with a lower --lr"
 
@@ -97,12 +103,44 @@ class MuppetTrainer(fairseq_trainer.Trainer):
             self.task.watch.says(f"writing {filename}")
         return super().save_checkpoint(filename, extra_state)
 
+    def state_dict(self) -> dict[str, Any]:
+        """fairseq's, with what ``--fp16`` and ``--bf16`` need to go on exactly: the optimizer's parameters in full
+        precision, and what the loss scaler counts."""
+        state = super().state_dict()
+        if not self.cfg.checkpoint.no_save_optimizer_state:
+            counted = {name: getattr(scaler, name) for scaler in self._scalers() for name in _COUNTED}
+            precise = {"parameters": [parameter.detach() for parameter in self._full_precision()], "scaler": counted}
+            state["extra_state"][_PRECISE] = precise
+        return state
+
+    def load_checkpoint(self, filename: str, reset_optimizer: bool = False, *arguments: Any, **keywords: Any) -> Any:
+        """fairseq's, with what :meth:`state_dict` adds."""
+        extra_state = super().load_checkpoint(filename, reset_optimizer, *arguments, **keywords)
+        precise = (extra_state or {}).pop(_PRECISE, None)
+        if precise is not None and not reset_optimizer:
+            for parameter, saved in zip(self._full_precision(), precise["parameters"], strict=True):
+                parameter.data.copy_(saved)
+            for scaler in self._scalers():
+                vars(scaler).update({name: int(precise["scaler"][name]) for name in _COUNTED})
+        return extra_state
+
+    def _full_precision(self) -> list[Tensor]:
+        """The parameters that the optimizer changes, where those of the model are rounded ones."""
+        if not isinstance(self.optimizer, FP16Optimizer):
+            return []
+        parameters = self.optimizer.fp32_params
+        return list(parameters.values() if isinstance(parameters, dict) else parameters)
+
+    def _scalers(self) -> list[DynamicLossScaler]:
+        """fp16's, if there is one."""
+        scaler = getattr(self.optimizer, "scaler", None)
+        return [scaler] if isinstance(scaler, DynamicLossScaler) else []
+
     def clip_grad_norm(self, clip_norm: float) -> Tensor:
         """fairseq's, which it calls once the gradient is complete. Raises NotFiniteError."""
         if not self._muppet:
             return super().clip_grad_norm(clip_norm)
-        scaler = getattr(self.optimizer, "scaler", None)
-        before = dict(vars(scaler)) if isinstance(scaler, DynamicLossScaler) else {}
+        before = [(scaler, dict(vars(scaler))) for scaler in self._scalers()]
         losses_are_finite = self._losses_are_finite()
         by_scale = bool(self.cfg.common.amp)  # whose gradients may overflow: the optimizer then makes no step
         try:
@@ -116,8 +154,8 @@ class MuppetTrainer(fairseq_trainer.Trainer):
             by_scale = True
         except FloatingPointError:  # fp16's scale is at its minimum: it is not to blame
             pass
-        for name, value in before.items():
-            setattr(scaler, name, value)
+        for scaler, values in before:
+            vars(scaler).update(values)
         raise NotFiniteError(by_gradient=not by_scale)
 
     def _aggregate_logging_outputs(self, *arguments: Any, **keywords: Any) -> Any:
