@@ -17,7 +17,7 @@ help:
 	@echo "make quickstart   prepare real data, pre-finetune a small encoder, fine-tune it: examples/quickstart"
 	@echo "make test         check the style and run the tests"
 	@echo "make test-slow    the tests that take longer, as training a small BART on real data (some twenty minutes)"
-	@echo "make test-faults  kill, starve and poison training runs, hundreds of times; writes results/faults"
+	@echo "make test-faults  kill, starve and poison training runs, hundreds of times (some twenty minutes); writes results/faults"
 	@echo "make setup        only make .venv; TORCH= and PYTHON= choose others (see the Makefile)"
 	@echo "make clean        remove .venv and what tools left behind; data and runs stay"
 

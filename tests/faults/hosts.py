@@ -102,7 +102,7 @@ class HostsRun:
         self.logs = [folder / f"host-{host}.log" for host in (0, 1)]
         train = [sys.executable, str(ROOT / "tests" / "traced_train.py"), *arguments]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "cable"}
-        environment |= {"TRACE": "", "PYTHONUNBUFFERED": "1"}
+        environment |= {"TRACE": "", "PYTHONUNBUFFERED": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         self.agents = []
         for host, name in enumerate(hosts.names):
             agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", str(workers)]
@@ -112,8 +112,9 @@ class HostsRun:
             else:
                 agent += ["--rdzv-backend", rendezvous, "--rdzv-id", "toy"]
                 agent += ["--rdzv-endpoint", f"{hosts.address(0)}:{_PORT}"]
-            # torchrun looks its host's name up
-            (folder / "hosts").write_text("".join(f"{hosts.address(number)} host-{number}\n" for number in (0, 1)))
+            # torchrun looks its host's name and that of this one up
+            lines = ["127.0.0.1 localhost\n", *(f"{hosts.address(number)} host-{number}\n" for number in (0, 1))]
+            (folder / "hosts").write_text("".join(lines))
             named = f'hostname host-{host} && mount --bind "$0" /etc/hosts && exec "$@"'
             words = ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", named, str(folder / "hosts")]
             words += [*agent, "--no-python", "sh", "-c", LAUNCH, "sh", *train]

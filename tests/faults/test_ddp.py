@@ -138,7 +138,7 @@ def test_in_short(the_same, tries):
     """What ``make test`` has time for: the case that is most unlike, the two backends that all have."""
     tries(1, 0)
     case = CASES["a worker with nothing to do, many heads"]
-    the_same("an update shared in other ways", case, ("pytorch_ddp",), *CRITERIONS["muppet_r3f"])
+    the_same("every DDP flavour", case, ("pytorch_ddp",), *CRITERIONS["muppet_r3f"])
 
 
 @pytest.mark.parametrize("criterion", CRITERIONS)
@@ -148,26 +148,28 @@ def test_every_backend_gives_the_same_parameters(the_same, tries, update_freq, c
     tries(0, 1)
     case = Case(SMALL, str(update_freq), str(2 * update_freq))
     others = tuple(BACKENDS)[1:] if (update_freq, criterion) == (1, "muppet") else THREE
-    the_same(f"--update-freq {update_freq}, shared in other ways", case, (*others, "one"), *CRITERIONS[criterion])
+    the_same(
+        f"every DDP flavour: --update-freq {update_freq}, {criterion}", case, (*others, "one"), *CRITERIONS[criterion]
+    )
 
 
 def test_the_state_of_adam_is_the_same(the_same, tries):
     tries(0, 1)
     case = Case(SMALL, "1", "2", ADAM)
-    the_same("--update-freq 1, shared in other ways", case, (*THREE, "one"))
+    the_same("every DDP flavour: Adam's state", case, (*THREE, "one"))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_uneven_work(the_same, tries, name):
     tries(0, 1)
-    the_same(f"{name}, shared in other ways", CASES[name], ("pytorch_ddp", "fully_sharded", "one"))
+    the_same(f"every DDP flavour: {name}", CASES[name], ("pytorch_ddp", "fully_sharded", "one"))
 
 
 def test_noise_of_r3f(the_same, tries):
     """Noise of a size that matters: drawn by each worker, so the same whatever unites their gradients."""
     tries(0, 1)
     words = ("--criterion", "muppet_r3f", "--eps", "0.1", "--noise-type", "normal")
-    the_same("noise of each worker's own, shared in other ways", Case(SMALL, "1", "2"), THREE, *words)
+    the_same("every DDP flavour: noise of each worker's own", Case(SMALL, "1", "2"), THREE, *words)
 
 
 @needs_fairscale
@@ -180,7 +182,7 @@ def test_a_sharded_run_goes_on_and_starts_from_a_checkpoint(data, folder, tries,
     for more in (("--max-update", "5"), ()):
         finished([*stopped, *more], save, workers=2, inject=sharded_on_cpu.allow)
     difference = furthest(parameters(save / "save"), trained_parameters(data, folder, case, "legacy_ddp"))
-    ledger.note("a sharded run stopped", survived=difference <= 1e-6)
+    ledger.note("every DDP flavour: a sharded run stopped and resumed", survived=difference <= 1e-6)
     assert difference <= 1e-6
 
     checkpoint = str(save / "save" / "checkpoint_last.pt")
@@ -188,7 +190,7 @@ def test_a_sharded_run_goes_on_and_starts_from_a_checkpoint(data, folder, tries,
     fine = Case(tuple(f"name: {name}, examples: 40" for name in ("choices", "pairs", "counts")), "1", "2", start)
     ours = trained_parameters(data, folder, fine, "fully_sharded, layer by layer")
     difference = furthest(ours, trained_parameters(data, folder, fine, "legacy_ddp"))
-    ledger.note("a sharded run from a checkpoint with other heads", survived=difference <= 1e-6)
+    ledger.note("every DDP flavour: a sharded run from a checkpoint with other heads", survived=difference <= 1e-6)
     assert difference <= 1e-6
 
     wrong = words_of(data, folder / "wrong", fine, *SHARDED, "--encoder-embed-dim", "32")
