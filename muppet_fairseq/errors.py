@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 import sys
 from collections.abc import Iterable
 from types import TracebackType
@@ -40,6 +41,11 @@ def sentence_of(error: BaseException | None) -> str | None:
             return f"cannot write {error.filename or 'a file'} ({error.strerror}); make room, and start this again"
         error = error.__cause__ or error.__context__
     return None
+
+
+def sentences_in(text: str) -> list[str]:
+    """The sentences in what a process has printed; of several workers PyTorch puts the rank before them."""
+    return re.findall(r"^(?:\[rank\d+\]: )?muppet: (.*)$", text, flags=re.MULTILINE)
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import re
 import resource
 import signal
 import socket
@@ -122,7 +121,7 @@ class Run:
 
     def sentences(self, rank: int = 0) -> list[str]:
         """The sentences of errors in it, without ``muppet: `` and the rank that PyTorch puts before it."""
-        return re.findall(r"^(?:\[rank\d+\]: )?muppet: (.*)$", self.errors(rank), flags=re.MULTILINE)
+        return errors.sentences_in(self.errors(rank))
 
 
 def finished(arguments: Sequence[str], folder: Path, **keywords: Any) -> Run:

@@ -189,6 +189,7 @@ def test_slurm(nodes: int, asked: Callable[..., list[str]], capsys: pytest.Captu
     torchrun = get_args_parser().parse_args(launched[2:])
     assert (torchrun.nnodes, torchrun.nproc_per_node, torchrun.no_python) == (str(nodes), "8", True)
     assert (torchrun.rdzv_endpoint, torchrun.rdzv_id, torchrun.rdzv_backend) == ("node-first:29500", "17", "c10d")
+    assert torchrun.max_restarts == 3
     assert torchrun.training_script == "fairseq-train"
     training = parsed(launched)
     assert training.sub_batches == 64

@@ -9,6 +9,7 @@ import torch
 
 from muppet_fairseq.data.schedule import STRATEGIES
 from muppet_fairseq.suite import Suite
+from tests.runs import parameters
 from tests.toy_suite import NAMES, logged, options, train, trained, write_data_bin
 
 
@@ -44,15 +45,6 @@ def examples_of(trace: list[list[dict]]) -> Counter:
             for dataset, ids in update["sub_batches"]:
                 seen.update((dataset, example) for example in ids)
     return seen
-
-
-def state(save_dir: Path) -> dict[str, torch.Tensor]:
-    """Parameters and optimizer state of a run's last checkpoint."""
-    checkpoint = torch.load(save_dir / "checkpoint_last.pt", weights_only=True)
-    tensors = dict(checkpoint["model"])
-    for number, values in checkpoint["last_optimizer_state"]["state"].items():
-        tensors |= {f"{number}.{key}": torch.as_tensor(value) for key, value in values.items()}
-    return tensors
 
 
 def test_it_learns_every_family(pre_finetuned):
@@ -110,7 +102,7 @@ def test_two_workers_train_different_datasets_in_one_update_and_agree(data, tmp_
 
     (one,) = read_trace(tmp_path / "trace1")
     assert examples_of([first, second]) == examples_of([one])
-    ours, reference, ddp = (state(tmp_path / name) for name in ("two", "one", "ddp"))
+    ours, reference, ddp = (parameters(tmp_path / name) for name in ("two", "one", "ddp"))
     for key in reference:
         torch.testing.assert_close(ours[key], reference[key], atol=1e-6, rtol=1e-5, msg=key)
         torch.testing.assert_close(ddp[key], reference[key], atol=1e-6, rtol=1e-5, msg=key)
@@ -128,7 +120,7 @@ def test_an_update_of_a_size_that_the_workers_do_not_share_evenly(data, tmp_path
     for a, b, whole in zip(first, second, one, strict=True):
         both = [examples for dataset, examples in (*a["sub_batches"], *b["sub_batches"]) if examples]
         assert sorted(both) == sorted(examples for _, examples in whole["sub_batches"])
-    ours, reference = state(tmp_path / "two"), state(tmp_path / "one")
+    ours, reference = parameters(tmp_path / "two"), parameters(tmp_path / "one")
     for key in reference:
         torch.testing.assert_close(ours[key], reference[key], atol=1e-6, rtol=1e-5, msg=key)
 
@@ -163,7 +155,7 @@ def test_resumed_in_mid_epoch_is_bit_identical(data, tmp_path, scaling):
     (whole,), (parts,) = read_trace(tmp_path / "whole_trace"), read_trace(tmp_path / "parts_trace")
     assert [update["sub_batches"] for update in parts] == [update["sub_batches"] for update in whole]
     assert [update["parameters"] for update in parts] == [update["parameters"] for update in whole]
-    ours, reference = state(tmp_path / "parts"), state(tmp_path / "whole")
+    ours, reference = parameters(tmp_path / "parts"), parameters(tmp_path / "whole")
     assert ours.keys() == reference.keys()
     assert all(ours[key].equal(reference[key]) for key in reference)
 

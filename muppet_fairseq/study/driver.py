@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import IO, Any
 
-from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.errors import MuppetError, sentences_in
 from muppet_fairseq.files import write_text
 from muppet_fairseq.study import run_folder
 from muppet_fairseq.study.commands import Command, Machine, count_updates, evaluate_command, train_command
@@ -267,8 +267,7 @@ def _last_words(errors: Path, code: int | None) -> str:
     """Why a process ended with ``code``: its sentence, or the last line that it wrote."""
     text = errors.read_text(encoding="utf-8", errors="replace") if errors.exists() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    sentences = [line.removeprefix("muppet: ") for line in lines if line.startswith("muppet: ")]
-    said = (sentences or lines or ["it said nothing"])[-1]
+    said = (sentences_in(text) or lines or ["it said nothing"])[-1]
     return f"{said} (exit status {code}, see {errors})"
 
 

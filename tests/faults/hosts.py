@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+from muppet_fairseq.errors import sentences_in
 from tests.toy_suite import LAUNCH, ROOT
 
 _PORT = 29400
@@ -129,7 +129,7 @@ class HostsRun:
 
     def sentences(self, host: int) -> list[str]:
         """The sentences of errors that a host printed."""
-        return re.findall(r"^(?:\[rank\d+\]: )?muppet: (.*)$", self.log(host), flags=re.MULTILINE)
+        return sentences_in(self.log(host))
 
     def wait_for_updates(self, number: int, timeout: float = 120) -> None:
         """Wait until so many updates are logged, those of an earlier attempt included."""

@@ -112,32 +112,11 @@ def test_the_other_host_stops_and_says_who_is_gone(
     assert named, run.sentences(0)
 
 
-def test_a_worker_killed_and_started_again_by_torchrun(hosts, data, tmp_path, ledger, on_one_host):
-    """``--max-restarts``: both hosts go on from the last checkpoint, to the same parameters."""
-    run = HostsRun(hosts, words(data, tmp_path), tmp_path, restarts=3)
+def goes_on(run: HostsRun, fault: Callable[[], None]) -> float:
+    """Seconds from the end of a fault to the next update; after it the run ends well."""
     try:
         run.wait_for_updates(FAULT)
-        kill_worker(hosts, run)
-        began, seen = time.monotonic(), run.updates()
-        run.wait_for_updates(seen + 1)
-        took = time.monotonic() - began
-        statuses = ended(run)
-    finally:
-        run.kill()
-    assert statuses == [0, 0], run.log(0)[-2000:] + run.log(1)[-2000:]
-    difference = furthest(parameters(tmp_path / "save"), on_one_host(2))
-    ledger.note("two hosts: a worker killed, --max-restarts", survived=difference <= 1e-6, recovery=took)
-    assert difference <= 1e-6
-
-
-def test_a_cable_that_is_put_back_in_time(hosts, data, tmp_path, ledger, on_one_host):
-    """Within ``--worker-timeout`` nothing is lost: the run goes on by itself."""
-    run = HostsRun(hosts, words(data, tmp_path, "--worker-timeout", "60"), tmp_path)
-    try:
-        run.wait_for_updates(FAULT)
-        hosts.pull_cable()
-        time.sleep(3)
-        hosts.put_cable_back()
+        fault()
         began, seen = time.monotonic(), run.updates()
         if seen < UPDATES:
             run.wait_for_updates(seen + 1)
@@ -146,6 +125,27 @@ def test_a_cable_that_is_put_back_in_time(hosts, data, tmp_path, ledger, on_one_
     finally:
         run.kill()
     assert statuses == [0, 0], run.log(0)[-2000:] + run.log(1)[-2000:]
+    return took
+
+
+def test_a_worker_killed_and_started_again_by_torchrun(hosts, data, tmp_path, ledger, on_one_host):
+    """``--max-restarts``: both hosts go on from the last checkpoint, to the same parameters."""
+    run = HostsRun(hosts, words(data, tmp_path), tmp_path, restarts=3)
+    took = goes_on(run, lambda: kill_worker(hosts, run))
+    difference = furthest(parameters(tmp_path / "save"), on_one_host(2))
+    ledger.note("two hosts: a worker killed, --max-restarts", survived=difference <= 1e-6, recovery=took)
+    assert difference <= 1e-6
+
+
+def test_a_cable_that_is_put_back_in_time(hosts, data, tmp_path, ledger, on_one_host):
+    """Within ``--worker-timeout`` nothing is lost: the run goes on by itself."""
+
+    def fault() -> None:
+        hosts.pull_cable()
+        time.sleep(3)
+        hosts.put_cable_back()
+
+    took = goes_on(HostsRun(hosts, words(data, tmp_path, "--worker-timeout", "60"), tmp_path), fault)
     difference = furthest(parameters(tmp_path / "save"), on_one_host(2))
     ledger.note("two hosts: the cable pulled and put back", survived=difference <= 1e-6, recovery=took)
     assert difference <= 1e-6
