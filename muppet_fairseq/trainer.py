@@ -114,14 +114,17 @@ class MuppetTrainer(fairseq_trainer.Trainer):
         return state
 
     def load_checkpoint(self, filename: str, reset_optimizer: bool = False, *arguments: Any, **keywords: Any) -> Any:
-        """fairseq's, with what :meth:`state_dict` adds."""
+        """fairseq's, with what :meth:`state_dict` adds; a run that goes on in another precision has none of it."""
         extra_state = super().load_checkpoint(filename, reset_optimizer, *arguments, **keywords)
         precise = (extra_state or {}).pop(_PRECISE, None)
-        if precise is not None and not reset_optimizer:
-            for parameter, saved in zip(self._full_precision(), precise["parameters"], strict=True):
-                parameter.data.copy_(saved)
-            for scaler in self._scalers():
-                vars(scaler).update({name: int(precise["scaler"][name]) for name in _COUNTED})
+        if precise is None or reset_optimizer:
+            return extra_state
+        own, saved = self._full_precision(), precise["parameters"]
+        if [parameter.shape for parameter in own] == [parameter.shape for parameter in saved]:
+            for parameter, value in zip(own, saved, strict=True):
+                parameter.data.copy_(value)
+        for scaler in self._scalers():
+            vars(scaler).update({name: int(value) for name, value in precise["scaler"].items() if name in _COUNTED})
         return extra_state
 
     def _full_precision(self) -> list[Tensor]:

@@ -295,6 +295,7 @@ class MuppetTask(FairseqTask):
             if parameter.grad is None and parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
         super().optimizer_step(optimizer, model, update_num)
+        self.computed.clear()
         if self.audit is not None:
             self.audit.end_update(update_num + 1, ends_epoch=self._training()[1].end_of_epoch())
 

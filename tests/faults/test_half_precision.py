@@ -66,3 +66,12 @@ def test_it_goes_on_to_the_same_parameters(data, tmp_path, ledger, tries, precis
         scales = [loss_scales(tmp_path / name) for name in ("parts", "whole")]
         assert scales[0] == scales[1]
         assert scales[0][-1] > 64
+
+
+def test_it_goes_on_in_another_precision(data, tmp_path):
+    """From full precision to half and back: there is nothing to take over, and nothing in the way."""
+    for updates, precision in (("2", ()), ("4", ("--bf16",)), ("6", ())):
+        words = options(data, tmp_path, *precision, "--disable-validation", "--max-update", updates)
+        finished(words, tmp_path)
+    assert "Loaded checkpoint" in (tmp_path / "worker-0.out").read_text()
+    assert all(value.isfinite().all() for value in parameters(tmp_path).values())
