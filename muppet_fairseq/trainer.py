@@ -114,7 +114,7 @@ class MuppetTrainer(fairseq_trainer.Trainer):
         return state
 
     def load_checkpoint(self, filename: str, reset_optimizer: bool = False, *arguments: Any, **keywords: Any) -> Any:
-        """fairseq's, with what :meth:`state_dict` adds; a run that goes on in another precision has none of it."""
+        """fairseq's, with what :meth:`state_dict` adds, where it fits: ``--fp16`` may keep all parameters as one."""
         extra_state = super().load_checkpoint(filename, reset_optimizer, *arguments, **keywords)
         precise = (extra_state or {}).pop(_PRECISE, None)
         if precise is None or reset_optimizer:

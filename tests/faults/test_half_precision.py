@@ -68,10 +68,10 @@ def test_it_goes_on_to_the_same_parameters(data, tmp_path, ledger, tries, precis
         assert scales[0][-1] > 64
 
 
-def test_it_goes_on_in_another_precision(data, tmp_path):
-    """From full precision to half and back: there is nothing to take over, and nothing in the way."""
-    for updates, precision in (("2", ()), ("4", ("--bf16",)), ("6", ())):
+def test_it_goes_on_in_the_other_half_precision(data, tmp_path):
+    """What it has of full precision is taken over, and a scaler that has counted nothing yet begins."""
+    for updates, precision in (("2", ("--bf16",)), ("4", FP16), ("6", ("--bf16",))):
         words = options(data, tmp_path, *precision, "--disable-validation", "--max-update", updates)
-        finished(words, tmp_path)
-    assert "Loaded checkpoint" in (tmp_path / "worker-0.out").read_text()
+        finished(words, tmp_path, inject=as_on_a_gpu)
+    assert (tmp_path / "worker-0.out").read_text().count("Loaded checkpoint") == 2
     assert all(value.isfinite().all() for value in parameters(tmp_path).values())
