@@ -16,6 +16,7 @@ from fairseq.optim import FP16Optimizer
 from fairseq.optim.dynamic_loss_scaler import DynamicLossScaler
 from torch import Tensor
 
+from muppet_fairseq.criterions.computed import CURE
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families.base import Sample
 from muppet_fairseq.tasks.muppet import MuppetTask
@@ -202,10 +203,7 @@ class MuppetTrainer(fairseq_trainer.Trainer):
             )
         if everyones and self.task.cfg.on_bad_loss == "stop":
             more = f" (and in {len(everyones) - 1} more sub-batches)" if len(everyones) > 1 else ""
-            raise MuppetError(
-                f"{where}: {everyones[0]}{more}; look at the data, lower --lr, or go on without such sub-batches by "
-                "--on-bad-loss skip"
-            )
+            raise MuppetError(f"{where}: {everyones[0]}{more}; {CURE}")
         if self.is_data_parallel_master:
             for sentence in everyones:
                 logger.warning("%s goes on without a sub-batch: %s", where, sentence)

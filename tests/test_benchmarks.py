@@ -9,14 +9,14 @@ from benchmarks.__main__ import main
 
 def test_r3f_cost(data, capsys):
     arguments = ["--suite", "pairs,summaries", "--arch", "muppet_bart_tiny", "--max-positions", "32"]
-    assert main(["r3f", str(data), *arguments, "--max-tokens", "512", "--steps", "5", "--device", "cpu"]) == 0
+    assert main(["r3f", str(data), *arguments, "--max-tokens", "512", "--steps", "12", "--device", "cpu"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["command"].startswith(f"python -m benchmarks r3f {data}")
     assert list(printed["figures"]) == ["pairs", "summaries", "all"]
     for figures in printed["figures"].values():
         assert figures["ratio"] == pytest.approx(figures["r3f"] / figures["plain"], rel=0.02)
-        # twice the rows, once the optimizer: about 2, but of a few tiny steps on a machine that others use, too
-        assert 0.5 < figures["ratio"] < 6
+        # twice the rows, once the optimizer
+        assert 1 < figures["ratio"] < 4
 
 
 @pytest.mark.slow

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+#: what to do about a loss that is not finite
+CURE = "look at the data, lower --lr, or go on without such sub-batches by --on-bad-loss skip"
+
 #: so many examples are named
 _MOST = 8
 

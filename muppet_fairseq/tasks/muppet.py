@@ -19,7 +19,7 @@ from torch import nn
 
 from muppet_fairseq import compat
 from muppet_fairseq.audit import FOLDER, Audit, Header
-from muppet_fairseq.criterions.computed import Computed
+from muppet_fairseq.criterions.computed import CURE, Computed
 from muppet_fairseq.criterions.statistics import StatisticsLayout
 from muppet_fairseq.data.binarized import open_tokenizer
 from muppet_fairseq.data.iterator import ScheduleIterator
@@ -309,7 +309,8 @@ class MuppetTask(FairseqTask):
         ignore_grad=False,
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
         """fairseq's step; the batch that fills an idle round counts for nothing."""
-        self._passes(sample, len(self.computed))
+        if self.watch:
+            self.watch.passes(f"sub-batch {len(self.computed) + 1}, {self.specs[sample['dataset']].name}")
         loss, sample_size, log = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
         if ignore_grad:
             return loss, 0, _nothing(log)
@@ -337,15 +338,9 @@ class MuppetTask(FairseqTask):
         """What to log of a validation batch with a loss that is not finite: nothing. Raises MuppetError, to stop."""
         sentence = f"validation: {self.computed[-1].complaint()}"
         if self.cfg.on_bad_loss == "stop":
-            raise MuppetError(
-                f"{sentence}; look at the data, lower --lr, or go on without such sub-batches by --on-bad-loss skip"
-            )
+            raise MuppetError(f"{sentence}; {CURE}")
         logger.warning("%s; it is left out of the figures", sentence)
         return _nothing(log)
-
-    def _passes(self, sample: dict, number: int) -> None:
-        if self.watch:
-            self.watch.passes(f"sub-batch {number + 1}, {self.specs[sample['dataset']].name}")
 
     # -- data -----------------------------------------------------------------------------------------
 
