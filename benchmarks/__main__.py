@@ -7,16 +7,18 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from benchmarks import preprocess, r3f
+from benchmarks import preprocess, r3f, table
 from muppet_fairseq.errors import MuppetError
-from muppet_fairseq.provenance import versions
+from muppet_fairseq.files import write_text
+from muppet_fairseq.provenance import hardware, versions
 
 BENCHMARKS = {"preprocess": preprocess, "r3f": r3f}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a benchmark and print its figures as JSON, with the command and the versions that made them."""
+    """Run a benchmark and print its figures as one line of JSON, with the command, the machine and the versions."""
     # importing fairseq lets every library log its debugging messages
     logging.getLogger().setLevel(logging.WARNING)
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -25,15 +27,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         summary = module.__doc__.partition("\n")[0]
         benchmark = names.add_parser(name, help=summary, description=summary)
         module.add_arguments(benchmark)
-        benchmark.set_defaults(run=module.run)
+        benchmark.add_argument("--write", type=Path, metavar="FILE", help="write the figures to this file, too")
+        benchmark.set_defaults(run=module.run, name=name)
+    tables = names.add_parser("table", help=table.__doc__)
+    tables.add_argument("files", type=Path, nargs="+", help="what --write has written")
+    tables.set_defaults(name="table")
     args = parser.parse_args(arguments)
     try:
+        if args.name == "table":
+            print(table.markdown(args.files))
+            return 0
         figures = args.run(args)
+        command = " ".join(["python -m benchmarks", *(sys.argv[1:] if arguments is None else arguments)])
+        made_by = {"machine": hardware(), "versions": versions()}
+        result = {"benchmark": args.name, "command": command, **figures, **made_by}
+        if args.write is not None:
+            write_text(args.write, json.dumps(result, indent=1) + "\n")
     except MuppetError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
-    command = ["python", "-m", "benchmarks", *(sys.argv[1:] if arguments is None else arguments)]
-    print(json.dumps({"command": " ".join(command), **figures, "versions": versions()}, indent=1))
+    print(json.dumps(result))
     return 0
 
 

@@ -5,6 +5,35 @@ import json
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.measure import Target, in_turns, ratio, spread
+
+
+def test_kinds_take_turns():
+    calls = []
+    kinds = {"a": lambda number: calls.append(("a", number)), "b": lambda number: calls.append(("b", number))}
+    seconds = in_turns(kinds, rounds=2, warm_up=1)
+    assert calls == [("b", 0), ("a", 0), ("a", 1), ("b", 1), ("b", 2), ("a", 2)]
+    assert [len(values) for values in seconds.values()] == [2, 2]
+
+
+def test_ratios_are_of_the_same_round():
+    seconds = {"a": [2.0, 3.0, 40.0], "b": [1.0, 2.0, 10.0]}
+    assert ratio(seconds, "a", "b") == {"median": 2.0, "quartiles": [1.75, 3.0], "n": 3}
+    assert spread([1.0, 2.0, 4.0])["median"] == 2.0
+
+
+def test_table_says_what_was_reached(tmp_path, capsys):
+    first, second = Target("first", 1.5, 1.3, at_least=True), Target("second", 3.25, 2.0, at_least=False)
+    result = {"benchmark": "x", "targets": [first.to_dict(), second.to_dict()]}
+    (tmp_path / "x.json").write_text(json.dumps(result))
+    assert main(["table", str(tmp_path / "x.json")]) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| `x` | first | ≥ 1.3 | 1.5 | reached |",
+        "| `x` | second | ≤ 2 | 3.25 | **not reached** |",
+    ]
+    (tmp_path / "y.json").write_text("[]")
+    assert main(["table", str(tmp_path / "y.json")]) == 1
+    assert "y.json is no result of a benchmark" in capsys.readouterr().err
 
 
 def test_r3f_cost(data, capsys):
@@ -12,11 +41,12 @@ def test_r3f_cost(data, capsys):
     assert main(["r3f", str(data), *arguments, "--max-tokens", "512", "--steps", "12", "--device", "cpu"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["command"].startswith(f"python -m benchmarks r3f {data}")
-    assert list(printed["figures"]) == ["pairs", "summaries", "all"]
-    for figures in printed["figures"].values():
-        assert figures["ratio"] == pytest.approx(figures["r3f"] / figures["plain"], rel=0.02)
-        # twice the rows, once the optimizer
-        assert 1 < figures["ratio"] < 4
+    assert list(printed["figures"]) == ["pairs", "summaries"]
+    (target,) = printed["targets"]
+    plain, noised = (sum(f[kind]["median"] for f in printed["figures"].values()) for kind in ("plain", "r3f"))
+    assert target["value"] == pytest.approx(noised / plain, rel=0.01)
+    # twice the rows, once the optimizer
+    assert 1 < target["value"] < 4
 
 
 @pytest.mark.slow
