@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import re
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import torch
 
 import muppet_fairseq
 from benchmarks.measure import Target, ratio, spread
-from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.errors import MuppetError, sentences_in
+from muppet_fairseq.study import processes
+from muppet_fairseq.study.commands import Command
 
 BACKENDS = ("pytorch_ddp", "legacy_ddp")
 #: without others at once, and without communication
 SINGLE, APART = "1 worker", "single workers at once"
+#: what a worker prints; seconds between two looks at it
+_LOG, _LOOK = "train.log", 0.01
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,12 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, default=1024, help="of a sub-batch (default: %(default)s)")
     parser.add_argument("--workers", type=_numbers, default=[2], metavar="N,...", help="beside one (default: 2)")
     parser.add_argument("--update-freq", type=_numbers, default=[1, 4], metavar="N,...", help="default: 1,4")
-    parser.add_argument("--backends", type=_words, default=list(BACKENDS), help=f"default: {','.join(BACKENDS)}")
+    parser.add_argument("--backends", type=_names, default=list(BACKENDS), help=f"default: {','.join(BACKENDS)}")
     parser.add_argument("--parts", type=int, default=2, help="that are timed in a run (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="of all runs, in turns (default: %(default)s)")
 
 
-def _words(text: str) -> list[str]:
+def _names(text: str) -> list[str]:
     return text.split(",")
 
 
@@ -118,32 +119,21 @@ def _compare(
 def _seconds(args: argparse.Namespace, kind: _Kind, freq: int, part: int) -> list[float]:
     """Seconds of each part of a run; of several at once, their mean."""
     interval = part // (kind.workers * freq)
-    with tempfile.TemporaryDirectory() as folder, _started(_command(args, kind, freq, interval), kind, folder) as runs:
-        ends: list[list[float]] = [[] for _ in runs]
-        readers = [
-            Thread(target=_read, args=(run, own, args.parts + 1), daemon=True)
-            for run, own in zip(runs, ends, strict=True)
-        ]
-        for reader in readers:
-            reader.start()
-        for reader in readers:
-            reader.join()
-        if any(len(own) <= args.parts for own in ends):
-            errors = "".join(path.read_text(errors="replace") for path in sorted(Path(folder).glob("*.err")))
-            raise MuppetError(f"a run has ended too early: {errors.strip().rpartition(chr(10))[2]}")
+    with tempfile.TemporaryDirectory() as folder, _started(_words(args, kind, freq, interval), kind, folder) as workers:
+        logs = [Path(folder, f"{copy}-0", _LOG) for copy in range(kind.copies)]
+        ends: list[list[float]] = [[] for _ in logs]
+        while min(map(len, ends)) <= args.parts:
+            time.sleep(_LOOK)
+            for log, own in zip(logs, ends, strict=True):
+                logged = log.read_text().count("| train_inner |") if log.exists() else 0
+                own += [time.perf_counter()] * (logged - len(own))
+            if not all(worker.is_alive() for worker in workers):
+                errors = "".join(path.read_text(errors="replace") for path in Path(folder).glob("*/stderr.log"))
+                raise MuppetError(f"a run has ended too early: {' '.join(sentences_in(errors)) or errors[-1000:]}")
     return [sum(own[number + 1] - own[number] for own in ends) / len(ends) for number in range(args.parts)]
 
 
-def _read(run: subprocess.Popen[str], ends: list[float], enough: int) -> None:
-    """Note when each part has ended, by what the first worker logs."""
-    for line in run.stdout or ():
-        if re.search(r"\| train_inner \| ", line):
-            ends.append(time.perf_counter())
-            if len(ends) == enough:
-                return
-
-
-def _command(args: argparse.Namespace, kind: _Kind, freq: int, interval: int) -> list[str]:
+def _words(args: argparse.Namespace, kind: _Kind, freq: int, interval: int) -> list[str]:
     words = {
         "user-dir": Path(muppet_fairseq.__file__).parent,
         "task": "muppet",
@@ -163,7 +153,7 @@ def _command(args: argparse.Namespace, kind: _Kind, freq: int, interval: int) ->
     }
     if kind.backend is not None:
         words["ddp-backend"] = kind.backend
-    command = [sys.executable, "-m", "fairseq_cli.train", str(args.data), "--no-save", "--disable-validation"]
+    command = ["fairseq-train", str(args.data), "--no-save", "--disable-validation", "--no-progress-bar"]
     command += [word for key, value in words.items() for word in (f"--{key}", str(value))]
     if torch.cuda.is_available():
         return command
@@ -175,32 +165,29 @@ def _command(args: argparse.Namespace, kind: _Kind, freq: int, interval: int) ->
 
 
 @contextmanager
-def _started(command: Sequence[str], kind: _Kind, folder: str) -> Iterator[list[subprocess.Popen[str]]]:
-    """Start all workers of all copies as torchrun would, one thread each; yield the first of each copy, and end all."""
-    workers, first = [], []
+def _started(words: Sequence[str], kind: _Kind, folder: str) -> Iterator[list[BaseProcess]]:
+    """Start all workers of all copies as torchrun would, one thread each; end them in the end."""
+    gpus = torch.cuda.is_available()
+    workers = []
     try:
         for copy in range(kind.copies):
-            port = _free_port()
+            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(kind.workers)}
             for rank in range(kind.workers):
-                environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-                words = list(command)
+                own = Path(folder, f"{copy}-{rank}")
+                own.mkdir()
+                environment, command = {"OMP_NUM_THREADS": "1"}, list(words)
                 if kind.workers > 1:
-                    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-                    environment |= {"WORLD_SIZE": str(kind.workers), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-                    words += [] if torch.cuda.is_available() else ["--distributed-rank", str(rank)]
-                elif torch.cuda.is_available():
+                    environment |= address | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                    command += [] if gpus else ["--distributed-rank", str(rank)]
+                elif gpus:
                     environment["CUDA_VISIBLE_DEVICES"] = str(copy)
-                with open(Path(folder, f"{copy}-{rank}.err"), "w") as errors:
-                    out = subprocess.DEVNULL if rank else subprocess.PIPE
-                    worker = subprocess.Popen(words, stdout=out, stderr=errors, env=environment, text=True)
-                workers.append(worker)
-                first += [] if rank else [worker]
-        yield first
+                workers.append(processes.start(Command(tuple(command), _LOG), own, environment, gpus=gpus))
+        yield workers
     finally:
         for worker in workers:
             worker.kill()
         for worker in workers:
-            worker.wait()
+            worker.join()
 
 
 def _free_port() -> int:
