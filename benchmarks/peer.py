@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -33,8 +33,9 @@ LR, WARMUP = 2e-5, 0.1
 #: of the encoders' outputs, and of the losses, on a batch without dropout
 SAME = 1e-5
 
-#: an update: the sub-batches that are added up, each as global example indices
+#: an update: the sub-batches that are added up, each as global example indices; and what trains on it
 Update = list[np.ndarray]
+Step = Callable[[list[Sample]], None]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,8 +85,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     figures = {kind: _describe(dataset, updates[kind]) | {"seconds": spread(seconds[kind])} for kind in updates}
     total = {kind: sum(values) for kind, values in seconds.items()}
     faster = round(total["theirs"] / total["ours"], 3)
+    what = f"examples/s of {len(dataset.datasets)} datasets / plain loop, {args.max_positions} positions"
     return {
-        "encoder": args.encoder.name,
+        "encoder": f"{encoder.config.model_type}, {encoder.config.num_hidden_layers} x {encoder.config.hidden_size}",
         "device": trainer.device.type,
         "threads": torch.get_num_threads(),
         "examples": len(examples),
@@ -102,14 +104,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "batches": round(total["theirs"] / total["theirs on our batches"], 3),
             "step": round(total["theirs on our batches"] / total["ours"], 3),
         },
-        "targets": [
-            Target(
-                f"examples/s of {len(dataset.datasets)} datasets / plain loop, {args.max_positions} positions",
-                faster,
-                1.5,
-                at_least=True,
-            ).to_dict()
-        ],
+        "targets": [Target(what, faster, 1.5, at_least=True).to_dict()],
     }
 
 
@@ -243,7 +238,7 @@ def random_updates(
     return [[batches[b] for b in order[first : first + update_freq]] for first in range(0, len(order), update_freq)]
 
 
-def _their_step(peer: Peer, updates: int) -> Any:
+def _their_step(peer: Peer, updates: int) -> Step:
     """What does an update on samples; ``updates`` are how many there will be."""
     from transformers import get_linear_schedule_with_warmup
 
@@ -251,7 +246,7 @@ def _their_step(peer: Peer, updates: int) -> Any:
     scheduler = get_linear_schedule_with_warmup(optimizer, int(WARMUP * updates), updates)
     peer.train()
 
-    def step(samples: Sequence[Sample]) -> None:
+    def step(samples: list[Sample]) -> None:
         for sample in samples:
             (peer(utils.move_to_cuda(sample) if peer.ids.is_cuda else sample) / len(samples)).backward()
         nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
@@ -293,7 +288,7 @@ def _parts(updates: list[Update], rounds: int) -> list[list[Update]]:
     return [updates[begin:end] for begin, end in pairwise(ends)]
 
 
-def _pass(dataset: MultitaskDataset, parts: list[list[Update]], step: Any, number: int) -> None:
+def _pass(dataset: MultitaskDataset, parts: list[list[Update]], step: Step, number: int) -> None:
     """One part of the epoch, from the examples on."""
     for update in parts[number - 1]:
         step([collate(dataset, batch) for batch in update])

@@ -1,5 +1,6 @@
 """The benchmark beside a plain loop: both compute the same, on the same examples."""
 
+import argparse
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import transformers
 from benchmarks import peer
 from benchmarks.__main__ import main
 from benchmarks.training import open_task
+from muppet_fairseq.errors import MuppetError
 
 SUITE = "animals,pairs,choices,spans"
 
@@ -75,8 +77,9 @@ def test_the_two_are_the_same_model(data, encoder, tmp_path, capsys):
     model = transformers.BertModel.from_pretrained(other)
     model.embeddings.LayerNorm.bias.data[0] += 1e-3
     model.save_pretrained(other)
-    args = peer_arguments(data, encoder)
-    trainer = peer._open_trainer(args, tmp_path)
+    parser = argparse.ArgumentParser()
+    peer.add_arguments(parser)
+    trainer = peer._open_trainer(parser.parse_args(arguments(data, encoder)[1:]), tmp_path)
     dataset = trainer.task.datasets["train"]
     for folder, same in ((encoder, True), (other, False)):
         theirs = peer._open_encoder(folder, 0.1)
@@ -84,16 +87,8 @@ def test_the_two_are_the_same_model(data, encoder, tmp_path, capsys):
         if same:
             assert peer._difference(trainer, model, dataset) < 1e-5
         else:
-            with pytest.raises(peer.MuppetError, match="the two encoders differ by"):
+            with pytest.raises(MuppetError, match="the two encoders differ by"):
                 peer._difference(trainer, model, dataset)
-
-
-def peer_arguments(data: Path, encoder: Path):
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    peer.add_arguments(parser)
-    return parser.parse_args(arguments(data, encoder)[1:])
 
 
 def test_random_batches(data):
