@@ -117,7 +117,7 @@ def _compare(
 
 
 def _seconds(args: argparse.Namespace, kind: _Kind, freq: int, part: int) -> list[float]:
-    """Seconds of each part of a run; of several at once, their mean."""
+    """Seconds of each part of a run, by when the first worker logs it; of several runs at once, their mean."""
     interval = part // (kind.workers * freq)
     with tempfile.TemporaryDirectory() as folder, _started(_words(args, kind, freq, interval), kind, folder) as workers:
         logs = [Path(folder, f"{copy}-0", _LOG) for copy in range(kind.copies)]
@@ -129,7 +129,8 @@ def _seconds(args: argparse.Namespace, kind: _Kind, freq: int, part: int) -> lis
                 own += [time.perf_counter()] * (logged - len(own))
             if not all(worker.is_alive() for worker in workers):
                 errors = "".join(path.read_text(errors="replace") for path in Path(folder).glob("*/stderr.log"))
-                raise MuppetError(f"a run has ended too early: {' '.join(sentences_in(errors)) or errors[-1000:]}")
+                why = "; ".join(dict.fromkeys(sentences_in(errors))) or errors[-1000:]
+                raise MuppetError(f"a run has ended too early: {why}")
     return [sum(own[number + 1] - own[number] for own in ends) / len(ends) for number in range(args.parts)]
 
 
