@@ -15,7 +15,7 @@ from torch import Tensor
 _HALF = {torch.float16, torch.bfloat16}
 
 
-class FusedAdam(adam.Adam):
+class FusedAdam(torch.optim.Optimizer):
     """fairseq's ``Adam``, and its state, which either can load from the other's checkpoints.
 
     fairseq divides by ``sqrt(v) + eps`` and corrects the bias in the step size; the kernel of ``torch.optim.AdamW``
@@ -23,8 +23,13 @@ class FusedAdam(adam.Adam):
     rounding. The parameters and what is kept of their gradients are computed in float32, whatever they are stored in.
     """
 
+    # what fairseq asks of an optimizer
+    supports_memory_efficient_fp16 = True
+    supports_flat_params = True
+
     def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        # amsgrad: in fairseq's checkpoints, too
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=False))
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of all parameters that have a gradient. Returns what ``closure`` does."""
