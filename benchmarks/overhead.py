@@ -1,4 +1,4 @@
-"""Updates a second on one classification dataset beside stock fairseq's sentence_prediction, on the same sub-batches."""
+"""Updates a second on a classification dataset beside stock fairseq's sentence_prediction, on the same sub-batches."""
 
 from __future__ import annotations
 

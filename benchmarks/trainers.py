@@ -1,4 +1,4 @@
-"""fairseq's trainer and ours as ``fairseq-train`` builds them, in one process, so that both get the same sub-batches."""
+"""fairseq's trainer and ours as ``fairseq-train`` builds them, in one process: both get the same sub-batches."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ class FusedAdam(torch.optim.Optimizer):
     supports_flat_params = True
 
     def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
-        # amsgrad: in fairseq's checkpoints, too
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=False))
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults | {"amsgrad": False})  # fairseq's checkpoints say so, too
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of all parameters that have a gradient. Returns what ``closure`` does."""

@@ -63,7 +63,7 @@ def assert_alike(ours: Any, stock: Any, lr: float) -> None:
             torch.testing.assert_close(state[name], reference[name], rtol=1e-6, atol=1e-6 * largest)
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(
     st.integers(0, 1000),
     st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
@@ -172,9 +172,11 @@ def train(optimizer: Any, given: Iterator[list[Tensor | None]], steps: int) -> N
 
 
 def test_training_uses_it(data: Path, tmp_path: Path):
-    runs = {"ours": (), "old": ("--use-old-adam",)}
+    # so large an eps that gradients which are zero but for rounding count for nothing
+    words = ("--adam-eps", "1e-3", "--disable-validation")
+    runs = {"ours": words, "old": (*words, "--use-old-adam")}
     for name, more in runs.items():
-        trained(options(data, tmp_path / name, "--max-update", "3", "--disable-validation", *more))
+        trained(options(data, tmp_path / name, "--max-update", "3", *more))
     ours, old = (parameters(tmp_path / name) for name in runs)
     # other rounding
     assert not equal(ours, old)
@@ -182,5 +184,5 @@ def test_training_uses_it(data: Path, tmp_path: Path):
     for name, value in old.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-5)
     # it goes on from the state of fairseq's own
-    trained(options(data, tmp_path / "old", "--max-update", "4", "--disable-validation"))
+    trained(options(data, tmp_path / "old", "--max-update", "4", *words))
     assert (parameters(tmp_path / "old")["0.step"] == 4).all()
