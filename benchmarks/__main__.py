@@ -9,12 +9,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import choices, heads, overhead, preprocess, r3f, table
+from benchmarks import choices, heads, memory, overhead, preprocess, r3f, table
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import write_text
 from muppet_fairseq.provenance import hardware, versions
 
-BENCHMARKS = {"choices": choices, "heads": heads, "overhead": overhead, "preprocess": preprocess, "r3f": r3f}
+BENCHMARKS = {
+    "choices": choices,
+    "heads": heads,
+    "memory": memory,
+    "overhead": overhead,
+    "preprocess": preprocess,
+    "r3f": r3f,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

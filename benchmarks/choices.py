@@ -37,12 +37,13 @@ class Pair:
     divided by their number, which makes updates of the same size.
 
     Attributes:
-        batches: examples (their places in our data) of each update: ``muppet``, ``fairseq`` as it groups the same ones
-            (at random, with the default ``--required-batch-size-multiple``), and ``same batches``.
+        batches: examples (their places in our data) of each update: ``muppet``; ``fairseq`` as it groups the same ones,
+            at random (with ``--required-batch-size-multiple 1``: its default of 8 would leave many half full); and
+            ``same batches``.
     """
 
     def __init__(self, args: argparse.Namespace, name: str, folder: Path) -> None:
-        self.ours = Side(words_of_muppet(args, name), MuppetTrainer)
+        self.ours = Side(words_of_muppet(args, args.data, name), MuppetTrainer)
         (dataset,) = self.ours.dataset.datasets
         if not isinstance(dataset, CommonsenseDataset):
             raise MuppetError(f"{name} has no choices; name datasets of the family commonsense")
@@ -68,8 +69,7 @@ class Pair:
 
     def _batches_of_stock(self, examples: np.ndarray, max_tokens: int) -> list[np.ndarray]:
         order = np.random.default_rng(1).permutation(np.searchsorted(self.examples, examples))
-        multiple = self.stock.trainer.cfg.dataset.required_batch_size_multiple
-        found = self.stock.dataset.batch_by_size(order, max_tokens=max_tokens, required_batch_size_multiple=multiple)
+        found = self.stock.dataset.batch_by_size(order, max_tokens=max_tokens, required_batch_size_multiple=1)
         return [self.examples[batch] for batch in found]
 
     def collate(self, kind: str) -> tuple[Side, list[dict[str, Any]]]:

@@ -29,7 +29,7 @@ def sides(args: argparse.Namespace) -> dict[str, Side]:
         specs = [replace(spec, name=f"{spec.name}_{number}") for number in range(args.heads)]
         return MuppetTask(cfg, task.dictionary, task.dictionary_sha256, specs)
 
-    words = words_of_muppet(args, args.dataset)
+    words = words_of_muppet(args, args.data, args.dataset)
     return {"one": Side(words, MuppetTrainer), "many": Side(words, MuppetTrainer, setup_many)}
 
 

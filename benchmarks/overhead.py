@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def sides(args: argparse.Namespace) -> tuple[Side, Side]:
     """Stock fairseq and ours with the same weights. Raises MuppetError."""
-    ours = Side(words_of_muppet(args, args.dataset), MuppetTrainer)
+    ours = Side(words_of_muppet(args, args.data, args.dataset), MuppetTrainer)
     (spec,) = ours.trainer.task.specs
     if spec.family != "classification":
         raise MuppetError(f"{spec.name} is of the family {spec.family}; name a dataset of the family classification")

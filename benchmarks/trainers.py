@@ -18,7 +18,6 @@ from fairseq.trainer import Trainer
 from torch import nn
 
 from muppet_fairseq.models import bart, roberta  # noqa: F401 - registers the models
-from muppet_fairseq.models.checkpoint import DICTIONARY_KEY
 
 #: layers, width and attention heads of RoBERTa's encoder
 SIZES = {"tiny": (2, 64, 2), "minilm": (6, 384, 12), "base": (12, 768, 12), "large": (24, 1024, 16)}
@@ -47,9 +46,9 @@ def words_of_model(args: argparse.Namespace) -> list[str]:
     return f"{_OPTIMIZER} {sizes} {dropout} --max-tokens {args.max_tokens} --no-save {device}".split()
 
 
-def words_of_muppet(args: argparse.Namespace, suite: str) -> list[str]:
+def words_of_muppet(args: argparse.Namespace, data: Path, suite: str) -> list[str]:
     """The arguments of our training: the loss is that of stock fairseq, which does not scale it."""
-    task = f"{args.data} --task muppet --suite {suite} --arch muppet_roberta --criterion muppet --loss-scaling none"
+    task = f"{data} --task muppet --suite {suite} --arch muppet_roberta --criterion muppet --loss-scaling none"
     return [*task.split(), *words_of_model(args)]
 
 
@@ -106,5 +105,6 @@ def copy_weights(stock: nn.Module, ours: nn.Module, head: str) -> None:
     """Give our model the weights of stock fairseq's, and our ``head`` those of its only one."""
     weights = stock.state_dict()
     mine, theirs = f"heads.{head}.", f"classification_heads.{_STOCK_HEAD}."
-    names = [name for name in ours.state_dict() if name != DICTIONARY_KEY]
-    ours.load_state_dict({name: weights[name.replace(mine, theirs)] for name in names}, strict=False)
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            parameter.copy_(weights[name.replace(mine, theirs)])
