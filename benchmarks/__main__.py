@@ -9,12 +9,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import peer, preprocess, r3f, scaling, table
+from benchmarks import choices, heads, memory, overhead, peer, preprocess, r3f, scaling, table
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import write_text
 from muppet_fairseq.provenance import hardware, versions
 
-BENCHMARKS = {"peer": peer, "preprocess": preprocess, "r3f": r3f, "scaling": scaling}
+BENCHMARKS = {
+    "choices": choices,
+    "heads": heads,
+    "memory": memory,
+    "overhead": overhead,
+    "peer": peer,
+    "preprocess": preprocess,
+    "r3f": r3f,
+    "scaling": scaling,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 from muppet_fairseq.criterions.computed import CURE
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families.base import Sample
+from muppet_fairseq.optimizer import fused_adam
 from muppet_fairseq.tasks.muppet import MuppetTask
 from muppet_fairseq.watch import Watch
 
@@ -66,6 +67,12 @@ class MuppetTrainer(fairseq_trainer.Trainer):
         return watch.step(doing) if watch else nullcontext()
 
     # -- what fairseq calls -----------------------------------------------------------------------------
+
+    def _build_optimizer(self) -> None:
+        """fairseq's, with Adam in one kernel; ``--use-old-adam`` asks for fairseq's own."""
+        old = getattr(self.cfg.optimizer, "use_old_adam", True) or self.tpu
+        with fused_adam() if self._muppet and not old else nullcontext():
+            super()._build_optimizer()
 
     def train_step(self, samples: list[Sample], raise_oom: bool = False) -> dict[str, Any] | None:
         """One update. None, as after an overflow, where no sub-batch was left to make it of.

@@ -291,9 +291,14 @@ class MuppetTask(FairseqTask):
 
         (Without this, Adam would pass it over on one worker, but see zeros from fairseq's legacy DDP.)
         """
+        zeros: dict[tuple[torch.Size, torch.dtype], torch.Tensor] = {}
         for parameter in model.heads.parameters():
             if parameter.grad is None and parameter.requires_grad:
-                parameter.grad = torch.zeros_like(parameter)
+                # heads are alike, and an optimizer only reads gradients: one is enough for all of a shape
+                kind = parameter.shape, parameter.dtype
+                if kind not in zeros:
+                    zeros[kind] = torch.zeros_like(parameter)
+                parameter.grad = zeros[kind]
         super().optimizer_step(optimizer, model, update_num)
         self.computed.clear()
         if self.audit is not None:
