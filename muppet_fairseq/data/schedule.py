@@ -8,6 +8,7 @@ the same for every number of workers; :mod:`muppet_fairseq.data.iterator` deals 
 from __future__ import annotations
 
 import heapq
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -287,6 +288,10 @@ def even_limit(datasets: Sequence[Runs], max_tokens: int) -> int:
     return int(limits[::-1][np.argmin(idle[::-1])])
 
 
+#: places that :func:`evenly_spread` fills at a time
+_BLOCK = 2**15
+
+
 def evenly_spread(counts: Sequence[int], rng: np.random.Generator) -> np.ndarray:
     """Interleave the datasets so that each is spread evenly: int32 ``[sum(counts)]`` of dataset indices.
 
@@ -307,21 +312,20 @@ def evenly_spread(counts: Sequence[int], rng: np.random.Generator) -> np.ndarray
     tie = rng.permutation(len(counts))[dataset]
     key = (closes * len(counts) + tie) * len(counts) + dataset
     by_opening = np.argsort(opens, kind="stable")
-    keys, opened_until = (
-        key[by_opening].tolist(),
-        np.searchsorted(opens[by_opening], np.arange(total), "right"),
-    )
+    keys, opened_until = key[by_opening], np.searchsorted(opens[by_opening], np.arange(total), "right")
     heap: list[int] = []
-    order, pushed = [0] * total, 0
-    for place, until in enumerate(opened_until.tolist()):
-        if pushed == until:
-            order[place] = heapq.heappop(heap)
-            continue
-        for key in keys[pushed : until - 1]:
-            heapq.heappush(heap, key)
-        order[place] = heapq.heappushpop(heap, keys[until - 1])
-        pushed = until
-    spread = (np.array(order, dtype=np.int64) % len(counts)).astype(np.int32)
+    spread = np.empty(total, dtype=np.int32)
+    pushed = 0
+    # a block at a time: lists of Python's numbers take much more memory than arrays
+    for begin in range(0, total, _BLOCK):
+        untils = opened_until[begin : begin + _BLOCK]
+        opened, order = iter(keys[pushed : untils[-1]].tolist()), []
+        for until in untils.tolist():
+            for window in itertools.islice(opened, until - pushed):
+                heapq.heappush(heap, window)
+            pushed = until
+            order.append(heapq.heappop(heap))
+        spread[begin : begin + len(order)] = np.array(order) % len(counts)
     return np.roll(spread, int(rng.integers(total))) if total else spread
 
 
