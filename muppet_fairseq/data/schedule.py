@@ -56,7 +56,7 @@ class BatchSchedule:
 
     Args:
         datasets: one entry for each dataset of the suite; global example indices count through them.
-        limits: how large a sub-batch may be; where only ``max_tokens`` says so, shuffled ones end at :func:`even_limit`.
+        limits: how large a sub-batch may be; with ``max_tokens`` alone, shuffled ones end at :func:`even_limit`.
         strategy: ``batch_heterogeneous`` (an update holds sub-batches of different datasets, the method),
             ``batch_homogeneous`` (all sub-batches of an update are from one dataset) or
             ``dataset_homogeneous`` (one dataset after the other): §5.2, Figure 2.
