@@ -9,17 +9,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import choices, heads, memory, overhead, peer, preprocess, r3f, scaling, table
+from benchmarks import balance, choices, heads, memory, overhead, padding, peer, planning, preprocess, r3f, scaling, table
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import write_text
 from muppet_fairseq.provenance import hardware, versions
 
 BENCHMARKS = {
+    "balance": balance,
     "choices": choices,
     "heads": heads,
     "memory": memory,
     "overhead": overhead,
+    "padding": padding,
     "peer": peer,
+    "planning": planning,
     "preprocess": preprocess,
     "r3f": r3f,
     "scaling": scaling,

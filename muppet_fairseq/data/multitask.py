@@ -101,6 +101,11 @@ class MultitaskDataset(FairseqDataset):
     def sizes_by_dataset(self) -> list[Sizes]:
         """What the schedule needs to know."""
         return [
-            Sizes(spec.name, dataset.lengths[subset], dataset.rows[subset])
+            Sizes(
+                spec.name,
+                dataset.lengths[subset],
+                dataset.rows[subset],
+                None if dataset.written is None else dataset.written[subset],
+            )
             for dataset, spec, subset in zip(self.datasets, self.specs, self.subsets, strict=True)
         ]

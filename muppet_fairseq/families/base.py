@@ -69,6 +69,8 @@ class FamilyDataset(ABC):
     lengths: np.ndarray
     rows: np.ndarray
     example_of: np.ndarray
+    #: int32 ``[items]``, tokens that the decoder writes; None where there is no decoder
+    written: np.ndarray | None = None
 
     def __init__(self, data: BinarizedSplit, layout: Layout) -> None:
         self.data = data

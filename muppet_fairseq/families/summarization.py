@@ -37,6 +37,7 @@ class SummarizationDataset(FamilyDataset):
         data.require_equal_lengths(source=self.source, target=self.target, raw=raw)
         # as fairseq counts pairs: the longer of the two
         self.lengths = self.joined_length(np.maximum(self.source.sizes, self.target.sizes))
+        self.written = self.joined_length(self.target.sizes)
         self.rows = np.ones(len(self.lengths), dtype=np.int32)
         self.example_of = np.arange(len(self.lengths))
 
