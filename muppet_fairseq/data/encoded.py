@@ -54,8 +54,12 @@ class EncodedSplit(BinarizedSplit):
     def scalars(self, stream: str) -> np.ndarray:
         return np.array(self._streams[stream], dtype=np.int32)
 
-    def labels(self) -> np.ndarray:
-        return np.array(self._streams["label"], dtype=np.int64)
+    def bounds(self, stream: str) -> tuple[int, int]:
+        flat = self._indexed(stream).flat()
+        return int(flat.min()), int(flat.max())
+
+    def labels(self, which: int | slice = slice(None)) -> np.ndarray:
+        return np.array(self._streams["label"][which], dtype=np.int64)
 
     def values(self) -> np.ndarray:
         return np.array(self._streams["label"], dtype=np.float32)

@@ -38,20 +38,26 @@ class SentencePairDataset(FamilyDataset):
         super().__init__(data, layout)
         self.input0 = self.tokens("input0")
         self.input1 = self.tokens("input1") if data.spec.num_inputs == 2 else None
-        self.labels = self.read_labels()
-        data.require_equal_lengths(input0=self.input0, input1=self.input1, label=self.labels)
-        sizes1 = None if self.input1 is None else self.input1.sizes
-        self.lengths = self.joined_length(self.input0.sizes, sizes1)
-        self.rows = np.ones(len(self.lengths), dtype=np.int32)
-        self.example_of = np.arange(len(self.lengths))
+        data.require_equal_lengths(input0=self.input0, input1=self.input1, label=self.read_labels())
 
     @abstractmethod
     def read_labels(self) -> np.ndarray:
-        """Return the gold label of each example, ``[examples]``."""
+        """Return the gold label of each example, ``[examples]``, and check them. Raises MuppetError."""
+
+    @abstractmethod
+    def label(self, index: int) -> int | float:
+        """Return the gold label of an example."""
+
+    def __len__(self) -> int:
+        return len(self.input0)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.joined_length(self.input0.sizes, None if self.input1 is None else self.input1.sizes)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         second = None if self.input1 is None else self.input1[index]
-        return {"id": index, "rows": [self.join(self.input0[index], second)], "label": self.labels[index].item()}
+        return {"id": index, "rows": [self.join(self.input0[index], second)], "label": self.label(index)}
 
     def targets(self, examples: list[dict[str, Any]], src_tokens: Tensor) -> Sample:
         return {"target": torch.tensor([example["label"] for example in examples])}
@@ -80,7 +86,17 @@ class ClassificationDataset(SentencePairDataset):
     """A text or a pair, and a class index."""
 
     def read_labels(self) -> np.ndarray:
-        return self.data.labels()
+        labels, classes = self.data.labels(), len(self.data.spec.labels)
+        wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+        if len(wrong):
+            raise MuppetError(
+                f"{self.data.path('label')}: example {wrong[0]} has label {labels[wrong[0]]}, but the head "
+                f"of {self.data.spec.name} has {classes} classes (0 to {classes - 1}); prepare the dataset again"
+            )
+        return labels
+
+    def label(self, index: int) -> int:
+        return int(self.data.labels(index))
 
 
 class Classification(Family):
@@ -101,15 +117,7 @@ class Classification(Family):
         return encode_inputs(examples, tokenizer) | {"label": [labels.index(example["label"]) for example in examples]}
 
     def dataset(self, data: BinarizedSplit, layout: Layout, *, training: bool) -> ClassificationDataset:
-        dataset = ClassificationDataset(data, layout)
-        classes = len(data.spec.labels)
-        wrong = np.flatnonzero((dataset.labels < 0) | (dataset.labels >= classes))
-        if len(wrong):
-            raise MuppetError(
-                f"{data.path('label')}: example {wrong[0]} has label {dataset.labels[wrong[0]]}, but the head "
-                f"of {data.spec.name} has {classes} classes (0 to {classes - 1}); prepare the dataset again"
-            )
-        return dataset
+        return ClassificationDataset(data, layout)
 
     def head(self, spec: DatasetSpec, dim: int, dropout: float) -> tuple[str, nn.Module]:
         return spec.head or spec.name, SentenceHead(dim, len(spec.labels), dropout)
