@@ -40,13 +40,14 @@ SMALLER = 0.1
 #: padded tokens of a sub-batch whose loading is timed, and how many of these
 LOADED_TOKENS, LOADED = 8192, 100
 #: what is done until a line of the log says so: imports, reading the suite, building the model, opening the data (and
-#: computing their digests), planning the epoch, and the first update
+#: computing their digests), making the optimizer (PyTorch's first imports its compiler) and planning the epoch, and the
+#: first update
 STAGES = {
     "import": r"fairseq_cli\.train \| \{",
     "set up": r"\| suite|; suite: ",
     "model": r"num\. shared model params",
     "open": r"train: \d+ examples of",
-    "plan": r"begin training epoch|Start iterating over samples",
+    "optimizer, plan": r"begin training epoch|Start iterating over samples",
     "update": r"\| train_inner \|",
 }
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterable
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ _LABEL_OFFSET = Dictionary().nspecial
 #: how an .idx begins: magic, version, type of the items, number of items; then 12 bytes an item
 _INDEX_HEADER = struct.Struct("<9sQBQ")
 #: items of an index that are looked at at a time
-_BLOCK = 1 << 20
+_BLOCK = 1 << 14
 #: bytes of a file that are read at a time: they stay in the cache for all that is done with them
 _READ = 1 << 18
 
@@ -79,6 +78,19 @@ class IndexedInts:
     def flat(self) -> np.ndarray:
         """All items one after the other, without a copy."""
         return self._flat
+
+
+class ClassIndices:
+    """The classes of examples, memory-mapped; entry ``i`` is int64, a slice an array of them."""
+
+    def __init__(self, symbols: np.ndarray) -> None:
+        self._symbols = symbols
+
+    def __len__(self) -> int:
+        return len(self._symbols)
+
+    def __getitem__(self, which: int | slice) -> np.ndarray:
+        return self._symbols[which].astype(np.int64) - _LABEL_OFFSET
 
 
 def _check_indexed(path: Path) -> tuple[np.dtype, int]:
@@ -293,17 +305,12 @@ class BinarizedSplit:
         # the class memmap is slow for small parts
         return np.asarray(values)
 
-    @cached_property
-    def _label_symbols(self) -> np.ndarray:
-        """Memory-mapped; each is a class and the number of special symbols."""
+    def labels(self) -> ClassIndices:
+        """Class indices ``[examples]`` from fairseq's ``label`` stream."""
         stream = self._indexed("label")
         if not np.all(stream.sizes == 2):
             raise MuppetError(f"{self.path('label')}.idx: a label is not one symbol; prepare the dataset again")
-        return stream.flat().reshape(-1, 2)[:, 0]
-
-    def labels(self, which: int | slice = slice(None)) -> np.ndarray:
-        """Class indices of some examples or of all, int64, from fairseq's ``label`` stream."""
-        return self._label_symbols[which].astype(np.int64) - _LABEL_OFFSET
+        return ClassIndices(stream.flat().reshape(-1, 2)[:, 0])
 
     def values(self) -> np.ndarray:
         """Numbers, float32 ``[examples]``, from the ``label`` file of fairseq's ``--regression-target``.

@@ -58,8 +58,8 @@ class EncodedSplit(BinarizedSplit):
         flat = self._indexed(stream).flat()
         return int(flat.min()), int(flat.max())
 
-    def labels(self, which: int | slice = slice(None)) -> np.ndarray:
-        return np.array(self._streams["label"][which], dtype=np.int64)
+    def labels(self) -> np.ndarray:
+        return np.array(self._streams["label"], dtype=np.int64)
 
     def values(self) -> np.ndarray:
         return np.array(self._streams["label"], dtype=np.float32)

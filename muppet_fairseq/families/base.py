@@ -33,6 +33,8 @@ Sample = dict[str, Any]
 
 #: <s>, </s> </s>, </s>, and two tokens of each part: with less a row says nothing
 MIN_POSITIONS = 8
+#: examples that are looked at at a time, so that the memory it takes does not grow with their number
+BLOCK = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class FamilyDataset(ABC):
     def __init__(self, data: BinarizedSplit, layout: Layout) -> None:
         self.data = data
         self.layout = layout
+        # as arrays, for they are put together with others
+        self.bos, self.eos = np.array([layout.bos]), np.array([layout.eos])
 
     @abstractmethod
     def __len__(self) -> int:
@@ -137,12 +141,12 @@ class FamilyDataset(ABC):
         the longer part, which keeps its ``</s>``.
         """
         if second is None:
-            return self._concatenate([self.layout.bos], self._cut(first, self.layout.max_positions - 1))
+            return np.concatenate((self.bos, self._cut(first, self.layout.max_positions - 1)))
         room = self.layout.max_positions - 2
         if len(first) + len(second) > room:
             keep_first, keep_second = fit_pair(len(first), len(second), room)
             first, second = self._cut(first, keep_first), self._cut(second, keep_second)
-        return self._concatenate([self.layout.bos], first, [self.layout.eos], second)
+        return np.concatenate((self.bos, first, self.eos, second))
 
     def joined_length(self, first: np.ndarray, second: np.ndarray | None = None) -> np.ndarray:
         """Lengths of :meth:`join` for arrays of part lengths (``</s>`` included)."""
@@ -152,11 +156,7 @@ class FamilyDataset(ABC):
     def _cut(self, part: np.ndarray, length: int) -> np.ndarray:
         if len(part) <= length:
             return part
-        return self._concatenate(part[: length - 1], [self.layout.eos])
-
-    @staticmethod
-    def _concatenate(*parts: Sequence[int] | np.ndarray) -> np.ndarray:
-        return np.concatenate(parts).astype(np.int64, copy=False)
+        return np.concatenate((part[: length - 1], self.eos))
 
 
 class RunningSum:
@@ -169,16 +169,14 @@ class RunningSum:
         counts: the counts from one place to another, int ``[end - begin]``.
     """
 
-    #: sums that one stands for: 8 bytes, and some microseconds to add up
-    STEP = 256
-    #: counts that are asked for at a time, a multiple of STEP
-    BLOCK = 1 << 18
+    #: counts to a sum that is kept, a divisor of BLOCK: 8 bytes for them, and microseconds to add some of them up
+    STEP = 64
 
     def __init__(self, length: int, counts: Callable[[int, int], np.ndarray]) -> None:
         self._length, self._counts = length, counts
         sums = [np.zeros(1, dtype=np.int64)]
-        for begin in range(0, length, self.BLOCK):
-            block = counts(begin, min(begin + self.BLOCK, length))
+        for begin in range(0, length, BLOCK):
+            block = counts(begin, min(begin + BLOCK, length))
             sums.append(np.add.reduceat(block, np.arange(0, len(block), self.STEP), dtype=np.int64))
         self._sums = np.cumsum(np.concatenate(sums))
 

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muppet_fairseq.errors import MuppetError
-from muppet_fairseq.families.base import Family, FamilyDataset, Layout, Sample, no_text
+from muppet_fairseq.families.base import BLOCK, Family, FamilyDataset, Layout, Sample, no_text
 from muppet_fairseq.metrics.confusion import CONFUSION_METRICS, f1
 from muppet_fairseq.metrics.jackknife import pseudo_values
 from muppet_fairseq.metrics.multirc import question_exact_match
 from muppet_fairseq.models.heads import SentenceHead
 
 if TYPE_CHECKING:
-    from muppet_fairseq.data.binarized import BinarizedSplit
+    from muppet_fairseq.data.binarized import BinarizedSplit, ClassIndices
     from muppet_fairseq.data.tokenizer import Tokenizer
     from muppet_fairseq.generation import Generator
     from muppet_fairseq.spec import DatasetSpec
@@ -38,15 +38,8 @@ class SentencePairDataset(FamilyDataset):
         super().__init__(data, layout)
         self.input0 = self.tokens("input0")
         self.input1 = self.tokens("input1") if data.spec.num_inputs == 2 else None
-        data.require_equal_lengths(input0=self.input0, input1=self.input1, label=self.read_labels())
-
-    @abstractmethod
-    def read_labels(self) -> np.ndarray:
-        """Return the gold label of each example, ``[examples]``, and check them. Raises MuppetError."""
-
-    @abstractmethod
-    def label(self, index: int) -> int | float:
-        """Return the gold label of an example."""
+        self.labels = self.read_labels()
+        data.require_equal_lengths(input0=self.input0, input1=self.input1, label=self.labels)
 
     def __len__(self) -> int:
         return len(self.input0)
@@ -55,9 +48,13 @@ class SentencePairDataset(FamilyDataset):
     def lengths(self) -> np.ndarray:
         return self.joined_length(self.input0.sizes, None if self.input1 is None else self.input1.sizes)
 
+    @abstractmethod
+    def read_labels(self) -> np.ndarray | ClassIndices:
+        """Return the gold label of each example, ``[examples]``."""
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         second = None if self.input1 is None else self.input1[index]
-        return {"id": index, "rows": [self.join(self.input0[index], second)], "label": self.label(index)}
+        return {"id": index, "rows": [self.join(self.input0[index], second)], "label": self.labels[index].item()}
 
     def targets(self, examples: list[dict[str, Any]], src_tokens: Tensor) -> Sample:
         return {"target": torch.tensor([example["label"] for example in examples])}
@@ -85,18 +82,8 @@ def encode_inputs(examples: list[dict[str, Any]], tokenizer: Tokenizer) -> dict[
 class ClassificationDataset(SentencePairDataset):
     """A text or a pair, and a class index."""
 
-    def read_labels(self) -> np.ndarray:
-        labels, classes = self.data.labels(), len(self.data.spec.labels)
-        wrong = np.flatnonzero((labels < 0) | (labels >= classes))
-        if len(wrong):
-            raise MuppetError(
-                f"{self.data.path('label')}: example {wrong[0]} has label {labels[wrong[0]]}, but the head "
-                f"of {self.data.spec.name} has {classes} classes (0 to {classes - 1}); prepare the dataset again"
-            )
-        return labels
-
-    def label(self, index: int) -> int:
-        return int(self.data.labels(index))
+    def read_labels(self) -> ClassIndices:
+        return self.data.labels()
 
 
 class Classification(Family):
@@ -117,7 +104,17 @@ class Classification(Family):
         return encode_inputs(examples, tokenizer) | {"label": [labels.index(example["label"]) for example in examples]}
 
     def dataset(self, data: BinarizedSplit, layout: Layout, *, training: bool) -> ClassificationDataset:
-        return ClassificationDataset(data, layout)
+        dataset = ClassificationDataset(data, layout)
+        classes = len(data.spec.labels)
+        for begin in range(0, len(dataset), BLOCK):
+            labels = dataset.labels[begin : begin + BLOCK]
+            wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+            if len(wrong):
+                raise MuppetError(
+                    f"{data.path('label')}: example {begin + wrong[0]} has label {labels[wrong[0]]}, but the head "
+                    f"of {data.spec.name} has {classes} classes (0 to {classes - 1}); prepare the dataset again"
+                )
+        return dataset
 
     def head(self, spec: DatasetSpec, dim: int, dropout: float) -> tuple[str, nn.Module]:
         return spec.head or spec.name, SentenceHead(dim, len(spec.labels), dropout)

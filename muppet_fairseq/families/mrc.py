@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muppet_fairseq.errors import MuppetError
-from muppet_fairseq.families.base import Family, FamilyDataset, Layout, RunningSum, Sample, no_text
+from muppet_fairseq.families.base import BLOCK, Family, FamilyDataset, Layout, RunningSum, Sample, no_text
 from muppet_fairseq.metrics.squad import exact_match_and_f1
 from muppet_fairseq.models.heads import SpanHead
 from muppet_fairseq.r3f import symmetric_kl
@@ -55,6 +55,19 @@ class _Windows(NamedTuple):
     count: np.ndarray
 
 
+def _longest_windows(windows: _Windows) -> np.ndarray:
+    """Tokens in the longest row of each example."""
+    return 4 + windows.question + np.minimum(windows.passage, windows.room)
+
+
+def _window_lengths(windows: _Windows) -> np.ndarray:
+    """Tokens in the row of each window."""
+    example = np.repeat(np.arange(len(windows.count)), windows.count)
+    first = np.cumsum(windows.count) - windows.count
+    start = (np.arange(len(example)) - first[example]) * windows.step[example]
+    return 4 + windows.question[example] + np.minimum(windows.passage[example] - start, windows.room[example])
+
+
 class MRCDataset(FamilyDataset):
     """Rows ``<s> question </s> </s> window of the passage </s>``.
 
@@ -73,8 +86,8 @@ class MRCDataset(FamilyDataset):
         data.require_equal_lengths(input1=self.passage, offsets=self.offsets)
         if not training:
             data.require_equal_lengths(input0=self.question, raw=data.ints("raw"))
-        self._check()
         self.passages = RunningSum(self.num_examples, lambda begin, end: self.new_passage[begin:end])
+        self._check()
         self.items = None
         if training:
             self.items = RunningSum(self.num_examples, lambda begin, end: self._windows(begin, end).count)
@@ -88,24 +101,23 @@ class MRCDataset(FamilyDataset):
 
     @property
     def rows(self) -> np.ndarray:
-        return super().rows if self.training else self._windows(0, self.num_examples).count.astype(np.int32)
+        return super().rows if self.training else self._of_all(lambda windows: windows.count)
 
     @property
     def lengths(self) -> np.ndarray:
-        windows = self._windows(0, self.num_examples)
-        if not self.training:
-            return (4 + windows.question + np.minimum(windows.passage, windows.room)).astype(np.int32)
-        example = np.repeat(np.arange(self.num_examples), windows.count)
-        first = np.cumsum(windows.count) - windows.count
-        start = (np.arange(len(example)) - first[example]) * windows.step[example]
-        width = np.minimum(windows.passage[example] - start, windows.room[example])
-        return (4 + windows.question[example] + width).astype(np.int32)
+        return self._of_all(_window_lengths if self.training else _longest_windows)
 
     def example_of(self, items: np.ndarray) -> np.ndarray:
         if not self.training:
             return items
-        ends = np.cumsum(self._windows(0, self.num_examples).count)
+        ends = np.cumsum(self._of_all(lambda windows: windows.count), dtype=np.int64)
         return np.searchsorted(ends, items, side="right")
+
+    def _of_all(self, function: Callable[[_Windows], np.ndarray]) -> np.ndarray:
+        """What a function says of the examples' windows, int32, one block of examples after the other."""
+        count = self.num_examples
+        blocks = (self._windows(begin, min(begin + BLOCK, count)) for begin in range(0, count, BLOCK))
+        return np.concatenate([function(block).astype(np.int32) for block in blocks])
 
     def _windows(self, begin: int, end: int) -> _Windows:
         """How the passages of some examples are read."""
@@ -125,10 +137,9 @@ class MRCDataset(FamilyDataset):
                 f"{self.data.path('new_passage')}: example {wrong[0]} has {new_passage[wrong[0]]}, neither 0 nor 1; "
                 f"{again}"
             )
-        passage_of = np.cumsum(new_passage, dtype=np.int64) - 1
-        if len(passage_of) and (passage_of[0] != 0 or passage_of[-1] != len(self.passage) - 1):
+        if new_passage[0] != 1 or self.passages.total != len(self.passage):
             raise MuppetError(
-                f"{self.data.path('new_passage')}: it counts {passage_of[-1] + 1} passages, but input1 "
+                f"{self.data.path('new_passage')}: it counts {self.passages.total} passages, but input1 "
                 f"holds {len(self.passage)}; {again}"
             )
         passage_sizes = self.passage.sizes.astype(np.int64) - 1  # without </s>
@@ -144,16 +155,20 @@ class MRCDataset(FamilyDataset):
                 f"{self.data.path('answers')}: example {wrong[0]} has {self.answers.sizes[wrong[0]]} numbers "
                 f"instead of two an answer; {again}"
             )
-        spans = self.answers.flat().reshape(-1, 2)
-        example_of_span = np.repeat(np.arange(len(self.answers)), self.answers.sizes // 2)
-        last = passage_sizes[passage_of[example_of_span]]
-        wrong = np.flatnonzero((spans[:, 0] < 0) | (spans[:, 1] < spans[:, 0]) | (spans[:, 1] >= last))
-        if len(wrong):
-            example, (start, end) = example_of_span[wrong[0]], spans[wrong[0]]
-            raise MuppetError(
-                f"{self.data.path('answers')}: the answer of example {example} is tokens {start} to {end}, "
-                f"which its passage of {last[wrong[0]]} tokens does not have; {again}"
-            )
+        spans, first = self.answers.flat().reshape(-1, 2), 0
+        for begin in range(0, self.num_examples, BLOCK):
+            counts = self.answers.sizes[begin : begin + BLOCK] // 2
+            own = spans[first : first + int(counts.sum(dtype=np.int64))]
+            first += len(own)
+            last = np.repeat(self._windows(begin, begin + len(counts)).passage, counts)
+            wrong = np.flatnonzero((own[:, 0] < 0) | (own[:, 1] < own[:, 0]) | (own[:, 1] >= last))
+            if len(wrong):
+                example = begin + np.searchsorted(np.cumsum(counts), wrong[0], side="right")
+                start, end = own[wrong[0]]
+                raise MuppetError(
+                    f"{self.data.path('answers')}: the answer of example {example} is tokens {start} to {end}, "
+                    f"which its passage of {last[wrong[0]]} tokens does not have; {again}"
+                )
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example, window = (index, None) if self.items is None else self.items.find(index)
@@ -165,8 +180,7 @@ class MRCDataset(FamilyDataset):
         for number in range(layout.count[0]) if window is None else [window]:
             start = number * int(layout.step[0])
             end = min(start + int(layout.room[0]), len(passage) - 1)
-            eos = [self.layout.eos]
-            row = self._concatenate([self.layout.bos], question, eos * 2, passage[start:end], eos)
+            row = np.concatenate((self.bos, question, self.eos, self.eos, passage[start:end], self.eos))
             inside = spans[(spans[:, 0] >= start) & (spans[:, 1] < end)]
             shift = len(question) + 3 - start
             item["rows"].append(row)

@@ -30,11 +30,7 @@ class RegressionDataset(SentencePairDataset):
 
     def read_labels(self) -> np.ndarray:
         # a file of text cannot be mapped: 4 bytes an example are kept
-        self.values = self.data.values()
-        return self.values
-
-    def label(self, index: int) -> float:
-        return self.values[index].item()
+        return self.data.values()
 
 
 class Regression(Family):
