@@ -9,12 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import preprocess, r3f, startup, table
+from benchmarks import balance, padding, planning, preprocess, r3f, startup, table
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import write_text
 from muppet_fairseq.provenance import hardware, versions
 
-BENCHMARKS = {"preprocess": preprocess, "r3f": r3f, "startup": startup}
+BENCHMARKS = {"preprocess": preprocess, "r3f": r3f, "padding": padding, "balance": balance, "planning": planning}
+BENCHMARKS |= {"startup": startup}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

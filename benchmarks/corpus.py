@@ -129,12 +129,10 @@ class LaidOut:
     Attributes:
         sizes: for the schedule.
         encoder: tokens in all rows of an item, without padding, int64 ``[items]``.
-        decoder: those of the text to write, int32 ``[items]``; None where there is no decoder.
     """
 
     sizes: Sizes
     encoder: np.ndarray
-    decoder: np.ndarray | None = None
 
 
 def corpus(scale: float = 1.0, seed: int = 1) -> Iterator[DatasetLengths]:
@@ -167,7 +165,8 @@ def laid_out(dataset: DatasetLengths, max_positions: int = 512, window_overlap: 
     sides = [dataset.first] if dataset.second is None else [dataset.first, dataset.second]
     if dataset.family == "summarization":
         source, target = (np.minimum(1 + side, layout.max_positions).astype(np.int32) for side in sides)
-        return LaidOut(_one_row(dataset.name, np.maximum(source, target)), source.astype(np.int64), target)
+        sizes = Sizes(dataset.name, np.maximum(source, target), np.broadcast_to(np.int32(1), len(source)), target)
+        return LaidOut(sizes, source.astype(np.int64))
     lengths = _joined(sides, layout)
     return LaidOut(_one_row(dataset.name, lengths), lengths.astype(np.int64))
 

@@ -230,7 +230,7 @@ class TrainedModel:
         family, head = FAMILIES[spec.family], self.head_of(spec)
         if max_tokens is None:
             max_tokens = max(4096, int((dataset.lengths.astype(np.int64) * dataset.rows).max()))
-        sizes = Sizes(spec.name, dataset.lengths, dataset.rows)
+        sizes = Sizes(spec.name, dataset.lengths, dataset.rows, dataset.written)
         schedule = BatchSchedule([sizes], SubBatchLimits(max_tokens, None), shuffle=False)
         predictions: list[dict[str, Any]] = [{}] * len(dataset)
         for sub_batch in range(len(schedule)):

@@ -18,6 +18,7 @@ from muppet_fairseq.data.schedule import (
     deal,
     evenly_spread,
     form_sub_batches,
+    in_runs,
     in_updates,
     sampled_counts,
 )
@@ -199,8 +200,10 @@ def test_sub_batches_group_like_lengths():
     rng = np.random.default_rng(1)
     lengths = rng.integers(5, 200, 5000).astype(np.int32)
     sizes = Sizes("d", lengths, np.ones(5000, np.int32))
-    ordered, starts = form_sub_batches(sizes, rng.permutation(5000), SubBatchLimits(4400))
-    padded = sum(part.max() * len(part) for part in np.split(lengths[ordered], starts[1:]))
+    runs = in_runs(sizes, np.arange(5000), rng)
+    starts, costs = form_sub_batches(runs, SubBatchLimits(4400))
+    padded = sum(part.max() * len(part) for part in np.split(lengths[runs.examples], starts[1:]))
+    assert padded == costs.sum()
     assert lengths.sum() / padded > 0.97
 
 

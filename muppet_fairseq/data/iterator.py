@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,22 +38,56 @@ def sub_batches_per_update(wanted: int | None, workers: int, update_freq: int) -
     return wanted
 
 
-class WorkerSubBatches(Sequence):
-    """The sub-batches of one worker in one epoch: looked up when needed, so that nothing is copied."""
+def _give_back_memory() -> None:
+    """Return to the system what was freed: glibc keeps the blocks of planning, which are as large as the data."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
-    def __init__(self, schedule: BatchSchedule, sub_batches: np.ndarray) -> None:
-        self.schedule, self.sub_batches = schedule, sub_batches
+
+class WorkerSubBatches(Sequence):
+    """The sub-batches of one worker in one epoch: global example indices, empty where it has nothing to do.
+
+    Args:
+        examples: of all of its sub-batches, ``[examples]``.
+        starts: where each begins in them, and the end, int64 ``[sub-batches + 1]``.
+    """
+
+    def __init__(self, examples: np.ndarray, starts: np.ndarray) -> None:
+        self.examples, self.starts = examples, starts
 
     def __len__(self) -> int:
-        return len(self.sub_batches)
+        return len(self.starts) - 1
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
-            return WorkerSubBatches(self.schedule, self.sub_batches[index])
-        return self.schedule[self.sub_batches[index]]
+            begin, end, step = index.indices(len(self))
+            if step != 1:
+                raise ValueError(f"sub-batches are taken one after the other, not in steps of {step}")
+            return WorkerSubBatches(self.examples, self.starts[begin : max(begin, end) + 1])
+        if not 0 <= index < len(self):
+            raise IndexError(f"there are {len(self)} sub-batches, none has number {index}")
+        return self.examples[self.starts[index] : self.starts[index + 1]]
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self.schedule[sub_batch] for sub_batch in self.sub_batches)
+    def preceded_by(self, empty: int) -> WorkerSubBatches:
+        """The same after so many empty ones."""
+        return WorkerSubBatches(self.examples, np.concatenate([np.zeros(empty, dtype=np.int64), self.starts]))
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one worker needs of an epoch's schedule: a schedule takes memory in proportion to the data, this does not
+    but for the worker's part.
+
+    Attributes:
+        own: the worker's sub-batches, those left out that were done when the epoch was taken up.
+        sub_batches: of the whole epoch, of all workers.
+        ends: where an update must stay as it is, the sub-batches up to the end of each, int64 ``[updates]``; else None.
+    """
+
+    own: WorkerSubBatches
+    sub_batches: int
+    ends: np.ndarray | None
 
 
 class ScheduleIterator(EpochBatchIterator):
@@ -84,7 +120,7 @@ class ScheduleIterator(EpochBatchIterator):
         **options: Any,
     ) -> None:
         self.plan, self.update_freq, self.sub_batches, self.companion = plan, list(update_freq), sub_batches, companion
-        self._schedules: dict[tuple[int, int], BatchSchedule] = {}
+        self._shares: dict[tuple[int, int, int], Share] = {}
         # where this process took up an epoch: (epoch, sub-batches done before, own iterations done before)
         self._taken_up = (0, 0, 0)
         super().__init__(
@@ -103,36 +139,43 @@ class ScheduleIterator(EpochBatchIterator):
     def sub_batches_per_update(self, epoch: int) -> int:
         return sub_batches_per_update(self.sub_batches, self.num_shards, self.rounds(epoch))
 
-    def schedule(self, epoch: int) -> BatchSchedule:
-        key = (epoch, self.sub_batches_per_update(epoch))
-        if key not in self._schedules:
-            self._schedules = {key: self.plan(*key)}
-        return self._schedules[key]
+    def share(self, epoch: int, done: int = 0) -> Share:
+        """This worker's part after ``done`` sub-batches of the global order; the last one asked for is kept."""
+        key = (epoch, self.sub_batches_per_update(epoch), done)
+        if key not in self._shares:
+            self._shares.clear()  # before the next is planned, which takes memory
+            self._shares[key] = self._plan_share(*key)
+            _give_back_memory()
+        return self._shares[key]
 
-    def worker_sub_batches(self, epoch: int, done: int = 0) -> np.ndarray:
-        """Sub-batch indices of this worker after ``done`` sub-batches of the global order; -1 is an empty one."""
-        schedule = self.schedule(epoch)
-        updates = schedule.updates
-        if done:
-            updates = in_updates(schedule.order()[done:], self.sub_batches_per_update(epoch))
-            if schedule.keeps_updates_whole:
-                updates = schedule.updates[np.cumsum((schedule.updates >= 0).sum(axis=1)) > done]
+    def _plan_share(self, epoch: int, sub_batches_per_update: int, done: int) -> Share:
+        schedule = self.plan(epoch, sub_batches_per_update)
+        updates, ends = schedule.updates, None
+        if schedule.keeps_updates_whole:
+            ends = np.cumsum((updates >= 0).sum(axis=1))
+            updates = updates[ends > done]
+        elif done:
+            updates = in_updates(schedule.order()[done:], sub_batches_per_update)
         dealt = deal(updates, schedule.cost, self.num_shards, self.rounds(epoch))
         mine = dealt[:, self.shard_id].reshape(-1)
         # the rounds of the last update in which no worker has anything are left out
         idle = int((dealt[-1] < 0).all(axis=0).sum()) if len(dealt) else 0
         last = len(mine) - self.rounds(epoch)
-        return np.concatenate([mine[:last], mine[last + idle :]])
+        parts = [schedule[sub_batch] for sub_batch in (*mine[:last], *mine[last + idle :])]
+        starts = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+        return Share(WorkerSubBatches(np.concatenate([schedule[-1], *parts]), starts), len(schedule), ends)
+
+    def _taken_up_in(self, epoch: int) -> tuple[int, int]:
+        """Sub-batches of the global order, and own iterations, that were done before this process took up the epoch."""
+        taken_up, done, before = self._taken_up
+        return (done, before) if taken_up == epoch else (0, 0)
 
     # -- what fairseq's class asks for ----------------------------------------------------------------
 
     def ordered_batches(self, epoch: int, fix_batches_to_gpus: bool, shuffle: bool) -> WorkerSubBatches:
-        taken_up, done, before = self._taken_up
-        if taken_up != epoch:
-            done, before = 0, 0
-        mine = self.worker_sub_batches(epoch, done)
+        done, before = self._taken_up_in(epoch)
         # fairseq cuts off what was iterated before; here that is cut off already
-        return WorkerSubBatches(self.schedule(epoch), np.concatenate([np.full(before, -1), mine]))
+        return self.share(epoch, done).own.preceded_by(before)
 
     @property
     def first_batch(self) -> Sample:
@@ -141,26 +184,24 @@ class ScheduleIterator(EpochBatchIterator):
 
     def smallest_batches(self) -> Iterator[Sample]:
         """The cheapest example of each dataset, the cheapest of all first."""
-        costs = [sizes.lengths * sizes.rows for sizes in self.dataset.sizes_by_dataset()]
-        for number in np.argsort([cost.min() for cost in costs], kind="stable"):
-            offset = int(self.dataset.ends[number]) - len(costs[number])
-            yield self.collate_fn([self.dataset[offset + int(costs[number].argmin())]])
+        cheapest = []
+        for sizes, end in zip(self.dataset.sizes_by_dataset(), self.dataset.ends.tolist(), strict=True):
+            cost = sizes.lengths * sizes.rows
+            cheapest.append((int(cost.min()), end - len(cost) + int(cost.argmin())))
+        for _, example in sorted(cheapest):
+            yield self.collate_fn([self.dataset[example]])
 
     def __len__(self) -> int:
-        taken_up, done, before = self._taken_up
-        if taken_up != self.next_epoch_idx:
-            return len(self.worker_sub_batches(self.next_epoch_idx))
-        return before + len(self.worker_sub_batches(taken_up, done))
+        epoch = self.next_epoch_idx
+        done, before = self._taken_up_in(epoch)
+        return before + len(self.share(epoch, done).own)
 
     def _done(self) -> int:
         """Sub-batches of the global order that all workers have done in this epoch."""
-        taken_up, done, before = self._taken_up
-        if taken_up != self.epoch:
-            done, before = 0, 0
+        done, before = self._taken_up_in(self.epoch)
         updates = -(-(self.iterations_in_epoch - before) // self.rounds(self.epoch))
-        schedule = self.schedule(self.epoch)
-        if schedule.keeps_updates_whole:
-            ends = np.cumsum((schedule.updates >= 0).sum(axis=1))
+        ends = self.share(self.epoch, done).ends
+        if ends is not None:
             first = int(np.searchsorted(ends, done, side="right"))
             return int(ends[first + updates - 1]) if updates else done
         return done + updates * self.sub_batches_per_update(self.epoch)
@@ -170,7 +211,8 @@ class ScheduleIterator(EpochBatchIterator):
         if state["iterations_in_epoch"] > 0:
             state["sub_batches_done"] = self._done()
             state["sub_batches_per_update"] = self.sub_batches_per_update(self.epoch)
-        state["sub_batches_in_epoch"] = len(self.schedule(state["epoch"]))
+        done, _ = self._taken_up_in(state["epoch"])
+        state["sub_batches_in_epoch"] = self.share(state["epoch"], done).sub_batches
         if self.companion is not None:
             state["companion"] = self.companion.state_dict()
         return state
@@ -179,14 +221,15 @@ class ScheduleIterator(EpochBatchIterator):
         if self.companion is not None and "companion" in state:
             self.companion.load_state_dict(state["companion"])
         epoch, done = state["epoch"], state.get("sub_batches_done", 0)
-        if state.get("sub_batches_in_epoch") != len(self.schedule(epoch)):
+        share = self.share(epoch, done)
+        if state.get("sub_batches_in_epoch") != share.sub_batches:
             raise MuppetError(
                 f"the checkpoint's epoch {epoch} has {state.get('sub_batches_in_epoch')} sub-batches, this "
-                f"run's {len(self.schedule(epoch))}: resume with the same suite, --max-tokens, --batch-size, "
+                f"run's {share.sub_batches}: resume with the same suite, --max-tokens, --batch-size, "
                 "--max-positions and --sampling, or start the data anew with --reset-dataloader"
             )
         now = self.sub_batches_per_update(epoch)
-        if done and self.schedule(epoch).keeps_updates_whole and state["sub_batches_per_update"] != now:
+        if done and share.ends is not None and state["sub_batches_per_update"] != now:
             raise MuppetError(
                 f"the checkpoint's updates have {state['sub_batches_per_update']} sub-batches, this run's {now}: "
                 "with --batching batch_homogeneous set --update-freq so that workers x update-freq stays"

@@ -113,6 +113,11 @@ class MultitaskDataset(FairseqDataset):
         """What the schedule needs to know."""
         parts = [slice(None) if isinstance(subset, range) else subset for subset in self.subsets]
         return [
-            Sizes(spec.name, dataset.lengths[part], dataset.rows[part])
+            Sizes(
+                spec.name,
+                dataset.lengths[part],
+                dataset.rows[part],
+                None if dataset.written is None else dataset.written[part],
+            )
             for dataset, spec, part in zip(self.datasets, self.specs, parts, strict=True)
         ]

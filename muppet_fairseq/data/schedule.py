@@ -8,6 +8,8 @@ the same for every number of workers; :mod:`muppet_fairseq.data.iterator` deals 
 from __future__ import annotations
 
 import heapq
+import itertools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,12 +23,19 @@ SAMPLINGS = ("natural", "temperature", "uniform")
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the schedule knows of a dataset: ``lengths`` (tokens in an example's longest row) and ``rows``
-    (rows of an example: its choices or windows), both int32 ``[examples]``."""
+    """What the schedule knows of a dataset; it does not keep it.
+
+    Attributes:
+        name: for messages.
+        lengths: tokens in an example's longest row, int32 ``[examples]``.
+        rows: of an example: its choices or windows, int32 ``[examples]``.
+        written: tokens that the decoder writes for an example, int32 ``[examples]``; None where there is no decoder.
+    """
 
     name: str
     lengths: np.ndarray
     rows: np.ndarray
+    written: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,8 @@ class BatchSchedule:
         shuffle: without it, datasets follow each other, longest examples first (validation).
 
     Attributes:
-        examples: global example indices, int64; sub-batch ``b`` is ``examples[starts[b]:starts[b + 1]]``.
+        examples: global example indices, int32 (int64 from 2**31 on); sub-batch ``b`` is
+            ``examples[starts[b]:starts[b + 1]]``.
         starts: int64 ``[sub-batches + 1]``.
         dataset: dataset index of each sub-batch, int32.
         cost: padded tokens x rows of each sub-batch, int64.
@@ -83,22 +93,24 @@ class BatchSchedule:
             raise ValueError(f"unknown strategy {strategy!r} or sampling {sampling!r}")
         rng = np.random.default_rng([seed, epoch])
         chosen = choose_examples([len(d.lengths) for d in datasets], sampling, temperature, rng, shuffle=shuffle)
-        examples, starts, dataset, cost = [], [], [], []
-        offset, used = 0, 0
-        for number, (sizes, own) in enumerate(zip(datasets, chosen, strict=True)):
-            ordered, first = form_sub_batches(sizes, own, limits)
-            examples.append(ordered + offset)
-            starts.append(first + used)
-            dataset.append(np.full(len(first), number, dtype=np.int32))
-            cost.append(_costs(sizes, ordered, first))
-            offset, used = offset + len(sizes.lengths), used + len(ordered)
+        ties = rng if shuffle else None
+        runs = [in_runs(sizes, own, ties) for sizes, own in zip(datasets, chosen, strict=True)]
+        if shuffle and limits.max_tokens is not None and limits.max_examples is None:
+            limits = SubBatchLimits(even_limit(runs, limits.max_tokens))
+        parts = [form_sub_batches(own, limits) for own in runs]
+        used = np.cumsum([0, *(len(own.examples) for own in runs)])
+        offsets = np.cumsum([0, *(len(sizes.lengths) for sizes in datasets)])
         self.num_datasets = len(datasets)
         #: whether an update must not be put together otherwise, because it is of one dataset
         self.keeps_updates_whole = shuffle and strategy == "batch_homogeneous"
-        self.examples = np.concatenate(examples)
-        self.starts = np.concatenate([*starts, [used]])
-        self.dataset = np.concatenate(dataset)
-        self.cost = np.concatenate(cost)
+        self.examples = np.empty(used[-1], dtype=np.int32 if offsets[-1] < 2**31 else np.int64)
+        for own, begin, offset in zip(runs, used, offsets, strict=False):
+            np.add(own.examples, offset, out=self.examples[begin : begin + len(own.examples)], casting="unsafe")
+        self.starts = np.concatenate(
+            [*(first + begin for (first, _), begin in zip(parts, used, strict=False)), used[-1:]]
+        )
+        self.dataset = np.repeat(np.arange(len(parts), dtype=np.int32), [len(first) for first, _ in parts])
+        self.cost = np.concatenate([cost for _, cost in parts])
         self.updates = self._plan(strategy, sub_batches_per_update, rng, shuffle=shuffle)
 
     def __len__(self) -> int:
@@ -152,67 +164,148 @@ def sampled_counts(sizes: Sequence[int], sampling: str, temperature: float) -> n
 def choose_examples(
     sizes: Sequence[int], sampling: str, temperature: float, rng: np.random.Generator, *, shuffle: bool = True
 ) -> list[np.ndarray]:
-    """The examples of each dataset in an epoch: indices within it."""
+    """The examples of each dataset in an epoch: indices within it, int32."""
     counts = sampled_counts(sizes, sampling, temperature)
     return [_choose(size, int(count), rng, shuffle=shuffle) for size, count in zip(sizes, counts, strict=True)]
 
 
 def _choose(size: int, count: int, rng: np.random.Generator, *, shuffle: bool) -> np.ndarray:
-    """``count`` of ``size`` examples in random order: each as often as any other, give or take one."""
+    """``count`` of ``size`` examples: each as often as any other, give or take one, which is up to chance."""
     if not shuffle:
-        return np.arange(count)
+        return np.arange(count, dtype=np.int32)
     full, rest = divmod(count, size)
-    passes = [rng.permutation(size) for _ in range(full)]
+    passes = [np.arange(size, dtype=np.int32)] * full
     if rest:
-        passes.append(rng.permutation(size)[:rest])
-    return np.concatenate(passes) if passes else np.arange(0)
+        passes.append(rng.permutation(size)[:rest].astype(np.int32))
+    return np.concatenate(passes) if passes else np.arange(0, dtype=np.int32)
 
 
-def form_sub_batches(sizes: Sizes, chosen: np.ndarray, limits: SubBatchLimits) -> tuple[np.ndarray, np.ndarray]:
-    """Group examples of like length and equal number of rows into sub-batches as large as the limits allow.
+@dataclass(frozen=True)
+class Runs:
+    """Examples of one dataset in the order in which they fill sub-batches, longest first, and where they are alike.
 
-    Returns the examples in order and the position where each sub-batch starts. Examples of equal length stay
-    in the (random) order of ``chosen``. Longest first, the first example of a sub-batch says how many fit:
-    so one step for each distinct length is enough, whatever the number of examples.
+    Attributes:
+        name: the dataset.
+        examples: indices within it, ``[examples]``.
+        starts: the places where runs of examples of equal length and equal number of rows begin, int64 ``[runs]``.
+        lengths, rows: of a run's examples, int64 ``[runs]``.
     """
-    # lexsort is stable: ties keep the order of `chosen`
-    ordered = chosen[np.lexsort((-sizes.lengths[chosen], -sizes.rows[chosen]))]
-    lengths, rows = sizes.lengths[ordered].astype(np.int64), sizes.rows[ordered].astype(np.int64)
-    changes = np.flatnonzero((np.diff(lengths) != 0) | (np.diff(rows) != 0)) + 1
-    run_starts = np.concatenate([[0], changes])
-    run_ends = np.append(changes, len(ordered))
-    same_rows_until = np.append(np.flatnonzero(np.diff(rows)) + 1, len(ordered))
-    starts: list[np.ndarray] = []
+
+    name: str
+    examples: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+    rows: np.ndarray
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Examples of each run."""
+        return np.diff(self.starts, append=len(self.examples))
+
+
+def in_runs(sizes: Sizes, chosen: np.ndarray, rng: np.random.Generator | None) -> Runs:
+    """Sort examples by length, then by rows, then by the text to write, the largest first.
+
+    Examples that are equal in all of these come in random order; without ``rng`` they stay in the order of ``chosen``.
+    (To shuffle them all before sorting would be simpler, but it leaves the processor's caches: for ten times as many
+    examples it takes twenty times as long.)
+    """
+    ordered = chosen.copy()
+    for key in (sizes.written, sizes.rows, sizes.lengths):
+        if key is not None and len(key) and key.min() != key.max():
+            ordered = ordered[_descending(key[ordered], int(key.max()))]
+    lengths, rows = sizes.lengths[ordered], sizes.rows[ordered]
+    differ = (lengths[1:] != lengths[:-1]) | (rows[1:] != rows[:-1])
+    starts = _starts(differ, len(ordered))
+    if rng is not None:
+        if sizes.written is not None:
+            written = sizes.written[ordered]
+            differ |= written[1:] != written[:-1]
+        ties = _starts(differ, len(ordered))
+        for begin, count in zip(ties.tolist(), np.diff(ties, append=len(ordered)).tolist(), strict=True):
+            if count > 1:
+                rng.shuffle(ordered[begin : begin + count])
+    return Runs(sizes.name, ordered, starts, lengths[starts].astype(np.int64), rows[starts].astype(np.int64))
+
+
+def _starts(differ: np.ndarray, count: int) -> np.ndarray:
+    """Where runs of equal examples start, of ``count`` examples that differ from the next one or not."""
+    return np.concatenate([np.arange(min(1, count)), np.flatnonzero(differ) + 1])
+
+
+def _descending(key: np.ndarray, largest: int) -> np.ndarray:
+    """The stable order from the largest to the smallest; linear in time (numpy sorts 16 bits by radix) up to 65,535."""
+    return np.argsort((largest - key).astype(np.uint16 if largest < 2**16 else np.int64), kind="stable")
+
+
+def form_sub_batches(runs: Runs, limits: SubBatchLimits) -> tuple[np.ndarray, np.ndarray]:
+    """Cut examples of like length into sub-batches as large as the limits allow.
+
+    Longest first, the first example of a sub-batch says how many rows fit: so one step for each run is enough,
+    whatever the number of examples.
+
+    Returns:
+        The place where each sub-batch starts, and its cost (padded tokens x rows), both int64.
+
+    Raises:
+        MuppetError: an example alone is over the limit.
+    """
+    most = sys.maxsize if limits.max_examples is None else limits.max_examples
+    steps = list(zip(*(a.tolist() for a in (runs.starts, runs.counts, runs.lengths, runs.rows)), strict=True))
+    starts, costs = [np.arange(0)], [np.arange(0)]
     position = 0
-    for begin, end in zip(run_starts.tolist(), run_ends.tolist(), strict=True):
+    for number, (begin, count, length, rows) in enumerate(steps):
+        end = begin + count
         if position >= end:
             continue
-        limit = int(same_rows_until[np.searchsorted(same_rows_until, begin, side="right")])
-        fit = _how_many_fit(sizes, ordered, begin, limits)
-        first = np.arange(max(position, begin), end, fit)
+        room = sys.maxsize if limits.max_tokens is None else limits.max_tokens // length
+        fit = min(room // rows, most)
+        if fit == 0:
+            raise MuppetError(
+                f"{runs.name}: example {runs.examples[begin]} takes {length * rows} tokens ({rows} rows of {length}), "
+                f"but --max-tokens is {limits.max_tokens}; raise it or lower --max-positions"
+            )
+        first = np.arange(position, end, min(fit, count))
+        cost = np.full(len(first), length * rows * fit)
+        taken = end - int(first[-1])
+        taken_rows = taken * rows
+        position = end
+        # the last one has room for examples of the runs that follow
+        for _, next_count, _, next_rows in steps[number + 1 :]:
+            more = min((room - taken_rows) // next_rows, most - taken, next_count)
+            position, taken, taken_rows = position + more, taken + more, taken_rows + more * next_rows
+            if more < next_count:
+                break
+        cost[-1] = length * taken_rows
         starts.append(first)
-        position = min(int(first[-1]) + fit, limit)
-    return ordered, np.concatenate(starts) if starts else np.arange(0)
+        costs.append(cost)
+    return np.concatenate(starts), np.concatenate(costs)
 
 
-def _how_many_fit(sizes: Sizes, ordered: np.ndarray, position: int, limits: SubBatchLimits) -> int:
-    example = ordered[position]
-    cost = int(sizes.lengths[example]) * int(sizes.rows[example])
-    fit = len(ordered) if limits.max_tokens is None else limits.max_tokens // cost
-    if fit == 0:
-        raise MuppetError(
-            f"{sizes.name}: example {example} takes {cost} tokens ({sizes.rows[example]} rows of "
-            f"{sizes.lengths[example]}), but --max-tokens is {limits.max_tokens}; raise it or lower "
-            "--max-positions"
-        )
-    return fit if limits.max_examples is None else min(fit, limits.max_examples)
+#: the share of ``max_tokens`` that :func:`even_limit` leaves at least
+_LEAST = 7 / 8
 
 
-def _costs(sizes: Sizes, ordered: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    if not len(starts):
-        return np.zeros(0, dtype=np.int64)
-    rows = np.add.reduceat(sizes.rows[ordered].astype(np.int64), starts)
-    return sizes.lengths[ordered[starts]] * rows  # the first example of a sub-batch is its longest
+def even_limit(datasets: Sequence[Runs], max_tokens: int) -> int:
+    """The most tokens of a sub-batch, up to ``max_tokens``, with which workers wait least for each other.
+
+    An update takes as long as its costliest sub-batch, so an epoch takes (number of sub-batches) x (tokens of a full
+    one). Long examples fill ``max_tokens`` badly: of 512 tokens 8 fit into 4,400, which leaves 7% unused; sub-batches
+    of at most 4,096 are a few more, but each is full.
+    """
+    costs = np.concatenate([runs.lengths * runs.rows for runs in datasets])
+    cost, place = np.unique(costs, return_inverse=True)
+    examples = np.bincount(place, weights=np.concatenate([runs.counts for runs in datasets]))
+    limits = np.unique(max_tokens // cost * cost)
+    limits = limits[limits >= max(_LEAST * max_tokens, cost[-1])]
+    if not len(limits):
+        return max_tokens
+    idle = [limit * (examples / (limit // cost)).sum() for limit in limits]
+    return int(limits[::-1][np.argmin(idle[::-1])])
+
+
+#: places that :func:`evenly_spread` fills at a time
+_BLOCK = 2**15
 
 
 def evenly_spread(counts: Sequence[int], rng: np.random.Generator) -> np.ndarray:
@@ -235,18 +328,20 @@ def evenly_spread(counts: Sequence[int], rng: np.random.Generator) -> np.ndarray
     tie = rng.permutation(len(counts))[dataset]
     key = (closes * len(counts) + tie) * len(counts) + dataset
     by_opening = np.argsort(opens, kind="stable")
-    keys, opened_until = (
-        key[by_opening].tolist(),
-        np.searchsorted(opens[by_opening], np.arange(total), "right"),
-    )
+    keys, opened_until = key[by_opening], np.searchsorted(opens[by_opening], np.arange(total), "right")
     heap: list[int] = []
-    order, pushed = [0] * total, 0
-    for place, until in enumerate(opened_until.tolist()):
-        while pushed < until:
-            heapq.heappush(heap, keys[pushed])
-            pushed += 1
-        order[place] = heapq.heappop(heap)
-    spread = (np.array(order, dtype=np.int64) % len(counts)).astype(np.int32)
+    spread = np.empty(total, dtype=np.int32)
+    pushed = 0
+    # a block at a time: lists of Python's numbers take much more memory than arrays
+    for begin in range(0, total, _BLOCK):
+        untils = opened_until[begin : begin + _BLOCK]
+        opened, order = iter(keys[pushed : untils[-1]].tolist()), []
+        for until in untils.tolist():
+            for window in itertools.islice(opened, until - pushed):
+                heapq.heappush(heap, window)
+            pushed = until
+            order.append(heapq.heappop(heap))
+        spread[begin : begin + len(order)] = np.array(order) % len(counts)
     return np.roll(spread, int(rng.integers(total))) if total else spread
 
 

@@ -87,6 +87,11 @@ class FamilyDataset(ABC):
         return np.broadcast_to(np.int32(1), len(self))
 
     @property
+    def written(self) -> np.ndarray | None:
+        """Tokens that the decoder writes of each item, int32 ``[items]``; here None, for there is no decoder."""
+        return None
+
+    @property
     def num_examples(self) -> int:
         """Number of examples."""
         return len(self)

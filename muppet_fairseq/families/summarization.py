@@ -44,6 +44,10 @@ class SummarizationDataset(FamilyDataset):
         # as fairseq counts pairs: the longer of the two
         return self.joined_length(np.maximum(self.source.sizes, self.target.sizes))
 
+    @property
+    def written(self) -> np.ndarray:
+        return self.joined_length(self.target.sizes)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = {"id": index, "rows": [self.join(self.source[index])], "target": self.join(self.target[index])}
         if not self.training:
