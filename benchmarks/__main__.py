@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import balance, choices, heads, memory, overhead, padding, peer, planning, preprocess, r3f, scaling, table
+from benchmarks import balance, choices, heads, memory, overhead, padding, peer, planning, preprocess, r3f, scaling, startup, table
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import write_text
 from muppet_fairseq.provenance import hardware, versions
@@ -26,6 +26,7 @@ BENCHMARKS = {
     "preprocess": preprocess,
     "r3f": r3f,
     "scaling": scaling,
+    "startup": startup,
 }
 
 

@@ -287,7 +287,7 @@ def test_the_audit_names_the_examples_that_were_trained_on(data, tmp_path, capsy
     for _, update, counts in history(attempts(save_dir / FOLDER)):
         assert counts
         for dataset, items in update.sub_batches:
-            ids = train.datasets[dataset].example_of[train.subsets[dataset][items]]
+            ids = train.datasets[dataset].example_of(np.array(train.subsets[dataset])[items])
             named.update((update.update, dataset, int(number)) for number in ids)
     for rank in range(workers):
         for text in (tmp_path / f"{rank}.jsonl").read_text().splitlines():

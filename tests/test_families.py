@@ -12,10 +12,14 @@ from torch.nn import functional as F
 
 from muppet_fairseq.criterions.muppet import MuppetCriterion
 from muppet_fairseq.families import FAMILIES
-from muppet_fairseq.families.base import fit_pair
+from muppet_fairseq.families.base import BLOCK, RunningSum, fit_pair
 from muppet_fairseq.families.mrc import best_answers, token_span
 from muppet_fairseq.metrics.confusion import CONFUSION_METRICS
 from muppet_fairseq.spec import DatasetSpec
+from tests.toy_suite import open_task
+
+#: one of each family, at least
+DATASETS = ("animals", "pairs", "choices", "spans", "summaries", "counts", "tags", "trees")
 
 
 class Constant(torch.nn.Module):
@@ -222,6 +226,21 @@ def confusion_of(gold: np.ndarray, predicted: np.ndarray, classes: int) -> np.nd
     return counts.numpy().reshape(classes, classes).astype(float)
 
 
+@given(st.integers(1, 2 * BLOCK + 99), st.integers(0, 3), st.integers(0, 2**32 - 1), st.data())
+def test_running_sums_are_those_of_all_counts(length, most, seed, drawn):
+    counts = np.random.default_rng(seed).integers(0, most + 1, length).astype(np.int32)
+    ends = np.cumsum(counts, dtype=np.int64)
+    sums = RunningSum(length, lambda begin, end: counts[begin:end])
+    assert sums.total == ends[-1]
+    item = drawn.draw(st.integers(0, length))
+    assert sums.before(item) == (ends[item - 1] if item else 0)
+    if sums.total:
+        part = drawn.draw(st.integers(0, sums.total - 1))
+        item, number = sums.find(part)
+        assert 0 <= number < counts[item]
+        assert ends[item] - counts[item] + number == part
+
+
 @given(st.integers(2, 5), st.integers(1, 60), st.integers(0, 999))
 def test_metrics_from_counts_equal_scikit_learn(classes, size, seed):
     from sklearn import metrics as reference
@@ -307,3 +326,19 @@ def test_a_passage_with_nothing_to_answer_with_gets_the_empty_answer():
         {"text": "", "start": 0, "end": 0, "score": 3.0},
         {"text": "", "start": 0, "end": 0, "score": 0.5},
     ]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_items_are_as_long_as_said_and_of_the_examples_said(data, training):
+    task = open_task(data, ",".join(DATASETS), train_subset="train" if training else "none")
+    task.load_dataset("train" if training else "valid")
+    for dataset in task.datasets["train" if training else "valid"].datasets:
+        items = [dataset[index] for index in range(len(dataset))]
+        assert dataset.rows.tolist() == [len(item["rows"]) for item in items]
+        if FAMILIES[dataset.data.spec.family].generates:  # there the text to write counts, too
+            lengths = [max(len(item["rows"][0]), len(item["target"])) for item in items]
+        else:
+            lengths = [max(map(len, item["rows"])) for item in items]
+        assert dataset.lengths.tolist() == lengths
+        assert dataset.example_of(np.arange(len(dataset))).tolist() == [item["id"] for item in items]
+        assert dataset.num_examples == items[-1]["id"] + 1

@@ -144,8 +144,9 @@ def test_draws_of_one_partition_are_nested(data, tmp_path, name):
         task = open_task(data, suite)
         task.load_dataset("train")
         (dataset,), (subset,) = task.datasets["train"].datasets, task.datasets["train"].subsets
-        drawn.append(set(dataset.example_of[subset]))
-        assert np.array_equal(subset, np.flatnonzero(np.isin(dataset.example_of, list(drawn[-1]))))
+        drawn.append(set(dataset.example_of(np.asarray(subset))))
+        example_of = dataset.example_of(np.arange(len(dataset)))
+        assert np.array_equal(subset, np.flatnonzero(np.isin(example_of, list(drawn[-1]))))
         assert len(drawn[-1]) == task.specs[0].examples
     assert all(smaller < larger for smaller, larger in itertools.pairwise(drawn))
 

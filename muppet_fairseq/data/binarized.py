@@ -6,7 +6,6 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,9 @@ _LABEL_OFFSET = Dictionary().nspecial
 #: how an .idx begins: magic, version, type of the items, number of items; then 12 bytes an item
 _INDEX_HEADER = struct.Struct("<9sQBQ")
 #: items of an index that are looked at at a time
-_BLOCK = 1 << 20
+_BLOCK = 1 << 14
+#: bytes of a file that are read at a time: they stay in the cache for all that is done with them
+_READ = 1 << 18
 
 #: bytes that a number of a ``.label`` file has at most, on average
 _LONGEST_LINE = 1 << 10
@@ -50,29 +51,50 @@ def dictionary_path(folder: Path, stream: str) -> Path:
 
 
 class IndexedInts:
-    """Sequences of integers in fairseq's memory-mapped format; item ``i`` is an int64 array."""
+    """Sequences of integers in fairseq's memory-mapped format; item ``i`` is an int64 array.
+
+    fairseq's own class reads both files whole where it opens them, and makes a tensor of each item.
+
+    Attributes:
+        sizes: of the items, int32, memory-mapped.
+
+    Raises MuppetError for files that are not of this format, or do not fit each other.
+    """
 
     def __init__(self, path: Path) -> None:
-        _check_indexed(path)
-        self._dataset = MMapIndexedDataset(str(path))
-        self.sizes: np.ndarray = self._dataset.sizes
+        dtype, items = _check_indexed(path)
+        index = np.memmap(f"{path}.idx", mode="r")
+        self.sizes = np.frombuffer(index, np.int32, items, _INDEX_HEADER.size)
+        self._pointers = np.frombuffer(index, np.int64, items, _INDEX_HEADER.size + self.sizes.nbytes)
+        self._flat = np.frombuffer(np.memmap(f"{path}.bin", mode="r"), dtype)
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self._dataset[int(index)].numpy()
+        begin = self._pointers[index] // self._flat.itemsize
+        return self._flat[begin : begin + self.sizes[index]].astype(np.int64)
 
     def flat(self) -> np.ndarray:
         """All items one after the other, without a copy."""
-        return np.frombuffer(self._dataset._bin_buffer, dtype=self._dataset._index.dtype)
+        return self._flat
 
 
-def _check_indexed(path: Path) -> None:
-    """Raise MuppetError for all that fairseq's class could not open, or that is not what it would take it for.
+class ClassIndices:
+    """The classes of examples, memory-mapped; entry ``i`` is int64, a slice an array of them."""
 
-    (Where it cannot, it also prints the traceback of its destructor; and before all else it reads both files whole.)
-    """
+    def __init__(self, symbols: np.ndarray) -> None:
+        self._symbols = symbols
+
+    def __len__(self) -> int:
+        return len(self._symbols)
+
+    def __getitem__(self, which: int | slice) -> np.ndarray:
+        return self._symbols[which].astype(np.int64) - _LABEL_OFFSET
+
+
+def _check_indexed(path: Path) -> tuple[np.dtype, int]:
+    """Return the type of the numbers and the number of items. Raises as :class:`IndexedInts`."""
     index, content = (path.with_name(path.name + suffix) for suffix in (".idx", ".bin"))
     try:
         with index.open("rb") as stream:
@@ -87,8 +109,10 @@ def _check_indexed(path: Path) -> None:
         raise MuppetError(f"{index} is truncated or no index of fairseq's mmap format; prepare the dataset again")
     if content_bytes == 0:
         raise MuppetError(f"{content} is empty; prepare the dataset again")
-    if not _adds_up(index, items, np.dtype(_code_to_dtype[kind]).itemsize, content_bytes):
+    dtype = np.dtype(_code_to_dtype[kind])
+    if not _adds_up(index, items, dtype.itemsize, content_bytes):
         raise MuppetError(f"{index} does not fit {content.name}; prepare the dataset again")
+    return dtype, items
 
 
 def _adds_up(index: Path, items: int, item_bytes: int, content_bytes: int) -> bool:
@@ -111,6 +135,21 @@ def _adds_up(index: Path, items: int, item_bytes: int, content_bytes: int) -> bo
             return False
         end = int(ends[-1])
     return True
+
+
+def _read_through(path: Path, dtype: np.dtype) -> tuple[str, int, int]:
+    """The SHA-256 of a file of numbers, and the lowest and the highest of them.
+
+    Read, not mapped: mapping costs more, and would make all of the file part of the process.
+    """
+    digest, block = hashlib.sha256(), np.empty(_READ, np.uint8)
+    numbers, lowest, highest = block.view(dtype), np.iinfo(dtype).max, np.iinfo(dtype).min
+    with path.open("rb") as stream:
+        while size := stream.readinto(block):
+            digest.update(block[:size])
+            part = numbers[: size // dtype.itemsize]
+            lowest, highest = min(lowest, int(part.min())), max(highest, int(part.max()))
+    return digest.hexdigest(), lowest, highest
 
 
 def _float32(text: str) -> np.float32:
@@ -152,6 +191,8 @@ class BinarizedSplit:
     def __init__(self, data: str | Path, spec: DatasetSpec, split: str, dictionary_sha256: str) -> None:
         self.spec, self.split = spec, split
         self.folder = Path(data) / spec.name
+        self._opened: dict[str, IndexedInts] = {}
+        self._bounds: dict[str, tuple[int, int]] = {}
         self.meta = read_dataset_json(self.folder)
         there = self.meta["splits"]
         if split not in there:
@@ -184,13 +225,16 @@ class BinarizedSplit:
         It costs the reading of the file, which fairseq does, too, and 1.15 s of CPU a GB (measured on a Xeon at 2.8 GHz
         with SHA instructions). Workers of one machine share what is read, but each computes.
         """
+        with path.open("rb") as stream:
+            self._compare(path, hashlib.file_digest(stream, "sha256").hexdigest())
+
+    def _compare(self, path: Path, found: str) -> None:
+        """Raise MuppetError unless a file's SHA-256 is the one that was written down."""
         listed = self.meta["files"].get(path.relative_to(self.folder).as_posix())
         if listed is None:
             raise MuppetError(
                 f"{self.folder / 'dataset.json'} does not list {path}, which this dataset needs; prepare it again"
             )
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != listed["sha256"]:
             raise MuppetError(
                 f"{path} is not the file that was written, its SHA-256 differs: it is damaged or from another run; "
@@ -210,11 +254,10 @@ class BinarizedSplit:
                 f"{self.folder}: the {listed} examples of {self.split!r} do not fit into this machine's memory; "
                 "prepare fewer, or use a larger machine"
             ) from None
-        stored = int(dataset.example_of[-1]) + 1
-        if stored != listed:
+        if dataset.num_examples != listed:
             raise MuppetError(
-                f"{self.folder}: the split {self.split!r} holds {stored} examples, but dataset.json says {listed}; "
-                "prepare the dataset again"
+                f"{self.folder}: the split {self.split!r} holds {dataset.num_examples} examples, but dataset.json says "
+                f"{listed}; prepare the dataset again"
             )
         return dataset
 
@@ -222,12 +265,15 @@ class BinarizedSplit:
         """Where the stream lies, without the suffix of its files."""
         return stream_path(self.folder, stream, self.split)
 
-    @cache  # noqa: B019 - a handful of streams, and both die together
     def _indexed(self, stream: str) -> IndexedInts:
-        stored = IndexedInts(self.path(stream))
-        for suffix in (".idx", ".bin"):
-            self._verify(Path(f"{self.path(stream)}{suffix}"))
-        return stored
+        if stream not in self._opened:
+            stored = IndexedInts(self.path(stream))
+            index, content = (Path(f"{self.path(stream)}{suffix}") for suffix in (".idx", ".bin"))
+            self._verify(index)
+            found, lowest, highest = _read_through(content, stored.flat().dtype)
+            self._compare(content, found)
+            self._opened[stream], self._bounds[stream] = stored, (lowest, highest)
+        return self._opened[stream]
 
     def tokens(self, stream: str) -> IndexedInts:
         """Token ids, each item ending in ``</s>``."""
@@ -238,6 +284,11 @@ class BinarizedSplit:
 
     def ints(self, stream: str) -> IndexedInts:
         return self._indexed(stream)
+
+    def bounds(self, stream: str) -> tuple[int, int]:
+        """The lowest and the highest number of a stream of tokens or ints."""
+        self._indexed(stream)
+        return self._bounds[stream]
 
     def scalars(self, stream: str) -> np.ndarray:
         """One int32 a row, ``[rows]``."""
@@ -251,14 +302,15 @@ class BinarizedSplit:
         if values.ndim != 1 or values.dtype != np.int32:
             raise MuppetError(f"{path} holds no list of int32; prepare the dataset again")
         self._verify(path)
-        return values
+        # the class memmap is slow for small parts
+        return np.asarray(values)
 
-    def labels(self) -> np.ndarray:
+    def labels(self) -> ClassIndices:
         """Class indices ``[examples]`` from fairseq's ``label`` stream."""
         stream = self._indexed("label")
         if not np.all(stream.sizes == 2):
             raise MuppetError(f"{self.path('label')}.idx: a label is not one symbol; prepare the dataset again")
-        return stream.flat().reshape(-1, 2)[:, 0].astype(np.int64) - _LABEL_OFFSET
+        return ClassIndices(stream.flat().reshape(-1, 2)[:, 0])
 
     def values(self) -> np.ndarray:
         """Numbers, float32 ``[examples]``, from the ``label`` file of fairseq's ``--regression-target``.

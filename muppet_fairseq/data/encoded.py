@@ -54,6 +54,10 @@ class EncodedSplit(BinarizedSplit):
     def scalars(self, stream: str) -> np.ndarray:
         return np.array(self._streams[stream], dtype=np.int32)
 
+    def bounds(self, stream: str) -> tuple[int, int]:
+        flat = self._indexed(stream).flat()
+        return int(flat.min()), int(flat.max())
+
     def labels(self) -> np.ndarray:
         return np.array(self._streams["label"], dtype=np.int64)
 

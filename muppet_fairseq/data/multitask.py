@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from muppet_fairseq.data.schedule import Sizes
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families.base import FamilyDataset, Layout, Sample
 from muppet_fairseq.spec import DatasetSpec, read_dataset_json
+
+#: datasets that are opened at once, at most: other workers on the machine open theirs, too
+_THREADS = 8
 
 
 class MultitaskDataset(FairseqDataset):
@@ -60,22 +65,28 @@ class MultitaskDataset(FairseqDataset):
 
         Raises MuppetError for data that cannot be used, or where nothing is left.
         """
-        opened, numbers = [], []
-        for number, spec in enumerate(specs):
-            if not training and split not in read_dataset_json(Path(data) / spec.name)["splits"]:
-                continue
-            data_split = BinarizedSplit(data, spec, split, dictionary_sha256)
-            opened.append(data_split.laid_out(layout, training=training))
-            numbers.append(number)
-        if not opened:
-            raise MuppetError(f"no dataset of the suite has a split {split!r} in {data}")
-        return cls(opened, [specs[number] for number in numbers], numbers, training=training)
 
-    def _subset(self, dataset: FamilyDataset, spec: DatasetSpec) -> np.ndarray:
+        def open_one(spec: DatasetSpec) -> FamilyDataset | None:
+            if not training and split not in read_dataset_json(Path(data) / spec.name)["splits"]:
+                return None
+            return BinarizedSplit(data, spec, split, dictionary_sha256).laid_out(layout, training=training)
+
+        # reading and computing digests, which is what takes long, leave the interpreter to the other threads
+        with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as threads:
+            datasets = list(threads.map(open_one, specs))
+        numbers = [number for number, dataset in enumerate(datasets) if dataset is not None]
+        if not numbers:
+            raise MuppetError(f"no dataset of the suite has a split {split!r} in {data}")
+        opened, there = ([every[number] for number in numbers] for every in (datasets, specs))
+        return cls(opened, there, numbers, training=training)
+
+    def _subset(self, dataset: FamilyDataset, spec: DatasetSpec) -> Sequence[int]:
+        """The items that are used: a range where that is all, as it takes no memory."""
         if not self.training or spec.examples is None:
-            return np.arange(len(dataset))
-        examples = np.random.default_rng(spec.partition).permutation(int(dataset.example_of[-1]) + 1)
-        return np.flatnonzero(np.isin(dataset.example_of, examples[: spec.examples]))
+            return range(len(dataset))
+        examples = np.random.default_rng(spec.partition).permutation(dataset.num_examples)
+        example_of = dataset.example_of(np.arange(len(dataset)))
+        return np.flatnonzero(np.isin(example_of, examples[: spec.examples]))
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -100,12 +111,13 @@ class MultitaskDataset(FairseqDataset):
 
     def sizes_by_dataset(self) -> list[Sizes]:
         """What the schedule needs to know."""
+        parts = [slice(None) if isinstance(subset, range) else subset for subset in self.subsets]
         return [
             Sizes(
                 spec.name,
-                dataset.lengths[subset],
-                dataset.rows[subset],
-                None if dataset.written is None else dataset.written[subset],
+                dataset.lengths[part],
+                dataset.rows[part],
+                None if dataset.written is None else dataset.written[part],
             )
-            for dataset, spec, subset in zip(self.datasets, self.specs, self.subsets, strict=True)
+            for dataset, spec, part in zip(self.datasets, self.specs, parts, strict=True)
         ]

@@ -33,6 +33,8 @@ Sample = dict[str, Any]
 
 #: <s>, </s> </s>, </s>, and two tokens of each part: with less a row says nothing
 MIN_POSITIONS = 8
+#: examples that are looked at at a time, so that the memory it takes does not grow with their number
+BLOCK = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -58,26 +60,45 @@ class FamilyDataset(ABC):
     """The examples of one split of one dataset, laid out as rows of tokens.
 
     An item has one row (a sentence or a pair), or several that are predicted together: the choices of a
-    question, the windows of a passage. Attributes, the first two read by the schedule:
+    question, the windows of a passage. An example is one item, but for passages read in windows when training.
 
-    * ``lengths``: int32 ``[items]``, tokens in an item's longest row;
-    * ``rows``: int32 ``[items]``, rows of an item;
-    * ``example_of``: int64 ``[items]``, the example that an item belongs to (an example is one item, but
-      for passages read in windows).
+    Nothing that is kept grows with the number of examples: each worker, and each process that loads data for it,
+    would have a copy. What is as long as a dataset is memory-mapped, or computed when it is asked for.
     """
-
-    lengths: np.ndarray
-    rows: np.ndarray
-    example_of: np.ndarray
-    #: int32 ``[items]``, tokens that the decoder writes; None where there is no decoder
-    written: np.ndarray | None = None
 
     def __init__(self, data: BinarizedSplit, layout: Layout) -> None:
         self.data = data
         self.layout = layout
+        # as arrays, for they are put together with others
+        self.bos, self.eos = np.array([layout.bos]), np.array([layout.eos])
 
+    @abstractmethod
     def __len__(self) -> int:
-        return len(self.lengths)
+        """Number of items."""
+
+    @property
+    @abstractmethod
+    def lengths(self) -> np.ndarray:
+        """Tokens in each item's longest row, int32 ``[items]``; computed anew each time."""
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Rows of each item, int32 ``[items]``; here one, which takes no memory."""
+        return np.broadcast_to(np.int32(1), len(self))
+
+    @property
+    def written(self) -> np.ndarray | None:
+        """Tokens that the decoder writes of each item, int32 ``[items]``; here None, for there is no decoder."""
+        return None
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples."""
+        return len(self)
+
+    def example_of(self, items: np.ndarray) -> np.ndarray:
+        """The examples that items belong to."""
+        return items
 
     @abstractmethod
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -106,8 +127,7 @@ class FamilyDataset(ABC):
     def tokens(self, stream: str) -> IndexedInts:
         """A stream of texts. Raises MuppetError for a token that the dictionary lacks."""
         tokens = self.data.tokens(stream)
-        flat = tokens.flat()
-        lowest, highest = int(flat.min()), int(flat.max())
+        lowest, highest = self.data.bounds(stream)
         if lowest < 0 or highest >= self.layout.vocabulary:
             raise MuppetError(
                 f"{self.data.path(stream)} holds token {lowest if lowest < 0 else highest}, but the dictionary has "
@@ -126,12 +146,12 @@ class FamilyDataset(ABC):
         the longer part, which keeps its ``</s>``.
         """
         if second is None:
-            return self._concatenate([self.layout.bos], self._cut(first, self.layout.max_positions - 1))
+            return np.concatenate((self.bos, self._cut(first, self.layout.max_positions - 1)))
         room = self.layout.max_positions - 2
         if len(first) + len(second) > room:
             keep_first, keep_second = fit_pair(len(first), len(second), room)
             first, second = self._cut(first, keep_first), self._cut(second, keep_second)
-        return self._concatenate([self.layout.bos], first, [self.layout.eos], second)
+        return np.concatenate((self.bos, first, self.eos, second))
 
     def joined_length(self, first: np.ndarray, second: np.ndarray | None = None) -> np.ndarray:
         """Lengths of :meth:`join` for arrays of part lengths (``</s>`` included)."""
@@ -141,11 +161,47 @@ class FamilyDataset(ABC):
     def _cut(self, part: np.ndarray, length: int) -> np.ndarray:
         if len(part) <= length:
             return part
-        return self._concatenate(part[: length - 1], [self.layout.eos])
+        return np.concatenate((part[: length - 1], self.eos))
 
-    @staticmethod
-    def _concatenate(*parts: Sequence[int] | np.ndarray) -> np.ndarray:
-        return np.concatenate(parts).astype(np.int64, copy=False)
+
+class RunningSum:
+    """Where the parts of each item begin, if all parts are in one row: sums of counts.
+
+    Only every :data:`STEP`-th sum is kept; those between are added up when asked for.
+
+    Args:
+        length: how many counts there are.
+        counts: the counts from one place to another, int ``[end - begin]``.
+    """
+
+    #: counts to a sum that is kept, a divisor of BLOCK: 8 bytes for them, and microseconds to add some of them up
+    STEP = 64
+
+    def __init__(self, length: int, counts: Callable[[int, int], np.ndarray]) -> None:
+        self._length, self._counts = length, counts
+        sums = [np.zeros(1, dtype=np.int64)]
+        for begin in range(0, length, BLOCK):
+            block = counts(begin, min(begin + BLOCK, length))
+            sums.append(np.add.reduceat(block, np.arange(0, len(block), self.STEP), dtype=np.int64))
+        self._sums = np.cumsum(np.concatenate(sums))
+
+    @property
+    def total(self) -> int:
+        """The sum of all counts."""
+        return int(self._sums[-1])
+
+    def before(self, item: int) -> int:
+        """The sum of the counts before an item."""
+        step = item // self.STEP
+        return int(self._sums[step]) + int(self._counts(step * self.STEP, item).sum())
+
+    def find(self, part: int) -> tuple[int, int]:
+        """The item that a part (below ``total``) belongs to, and its number among the item's parts."""
+        step = int(np.searchsorted(self._sums, part, side="right")) - 1
+        begin, rest = step * self.STEP, part - int(self._sums[step])
+        ends = np.cumsum(self._counts(begin, min(begin + self.STEP, self._length)))
+        place = int(np.searchsorted(ends, rest, side="right"))
+        return begin + place, rest - (int(ends[place - 1]) if place else 0)
 
 
 def no_text(*values: Any) -> str | None:

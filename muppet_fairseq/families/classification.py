@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muppet_fairseq.errors import MuppetError
-from muppet_fairseq.families.base import Family, FamilyDataset, Layout, Sample, no_text
+from muppet_fairseq.families.base import BLOCK, Family, FamilyDataset, Layout, Sample, no_text
 from muppet_fairseq.metrics.confusion import CONFUSION_METRICS, f1
 from muppet_fairseq.metrics.jackknife import pseudo_values
 from muppet_fairseq.metrics.multirc import question_exact_match
 from muppet_fairseq.models.heads import SentenceHead
 
 if TYPE_CHECKING:
-    from muppet_fairseq.data.binarized import BinarizedSplit
+    from muppet_fairseq.data.binarized import BinarizedSplit, ClassIndices
     from muppet_fairseq.data.tokenizer import Tokenizer
     from muppet_fairseq.generation import Generator
     from muppet_fairseq.spec import DatasetSpec
@@ -40,13 +40,16 @@ class SentencePairDataset(FamilyDataset):
         self.input1 = self.tokens("input1") if data.spec.num_inputs == 2 else None
         self.labels = self.read_labels()
         data.require_equal_lengths(input0=self.input0, input1=self.input1, label=self.labels)
-        sizes1 = None if self.input1 is None else self.input1.sizes
-        self.lengths = self.joined_length(self.input0.sizes, sizes1)
-        self.rows = np.ones(len(self.lengths), dtype=np.int32)
-        self.example_of = np.arange(len(self.lengths))
+
+    def __len__(self) -> int:
+        return len(self.input0)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.joined_length(self.input0.sizes, None if self.input1 is None else self.input1.sizes)
 
     @abstractmethod
-    def read_labels(self) -> np.ndarray:
+    def read_labels(self) -> np.ndarray | ClassIndices:
         """Return the gold label of each example, ``[examples]``."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -79,7 +82,7 @@ def encode_inputs(examples: list[dict[str, Any]], tokenizer: Tokenizer) -> dict[
 class ClassificationDataset(SentencePairDataset):
     """A text or a pair, and a class index."""
 
-    def read_labels(self) -> np.ndarray:
+    def read_labels(self) -> ClassIndices:
         return self.data.labels()
 
 
@@ -103,12 +106,14 @@ class Classification(Family):
     def dataset(self, data: BinarizedSplit, layout: Layout, *, training: bool) -> ClassificationDataset:
         dataset = ClassificationDataset(data, layout)
         classes = len(data.spec.labels)
-        wrong = np.flatnonzero((dataset.labels < 0) | (dataset.labels >= classes))
-        if len(wrong):
-            raise MuppetError(
-                f"{data.path('label')}: example {wrong[0]} has label {dataset.labels[wrong[0]]}, but the head "
-                f"of {data.spec.name} has {classes} classes (0 to {classes - 1}); prepare the dataset again"
-            )
+        for begin in range(0, len(dataset), BLOCK):
+            labels = dataset.labels[begin : begin + BLOCK]
+            wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+            if len(wrong):
+                raise MuppetError(
+                    f"{data.path('label')}: example {begin + wrong[0]} has label {labels[wrong[0]]}, but the head "
+                    f"of {data.spec.name} has {classes} classes (0 to {classes - 1}); prepare the dataset again"
+                )
         return dataset
 
     def head(self, spec: DatasetSpec, dim: int, dropout: float) -> tuple[str, nn.Module]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muppet_fairseq.errors import MuppetError
-from muppet_fairseq.families.base import Family, FamilyDataset, Layout, Sample, no_text
+from muppet_fairseq.families.base import Family, FamilyDataset, Layout, RunningSum, Sample, no_text
 from muppet_fairseq.models.heads import SentenceHead
 
 if TYPE_CHECKING:
@@ -34,13 +34,22 @@ class CommonsenseDataset(FamilyDataset):
         self.context = self.tokens("input0")
         self.choices = self.tokens("input1")
         self.answer = data.scalars("answer")
-        self.rows = data.scalars("num_choices")
-        data.require_equal_lengths(input0=self.context, answer=self.answer, num_choices=self.rows)
+        self.num_choices = data.scalars("num_choices")
+        data.require_equal_lengths(input0=self.context, answer=self.answer, num_choices=self.num_choices)
         self._check()
-        self.first_choice = np.concatenate([[0], np.cumsum(self.rows, dtype=np.int64)[:-1]])
-        longest = np.maximum.reduceat(self.choices.sizes, self.first_choice)
-        self.lengths = self.joined_length(self.context.sizes, longest)
-        self.example_of = np.arange(len(self.lengths))
+        self.first_choice = RunningSum(len(self), lambda begin, end: self.num_choices[begin:end])
+
+    def __len__(self) -> int:
+        return len(self.context)
+
+    @property
+    def rows(self) -> np.ndarray:
+        return self.num_choices
+
+    @property
+    def lengths(self) -> np.ndarray:
+        first = np.cumsum(self.num_choices, dtype=np.int64) - self.num_choices
+        return self.joined_length(self.context.sizes, np.maximum.reduceat(self.choices.sizes, first))
 
     def _check(self) -> None:
         path, again = self.data.path("num_choices"), "prepare the dataset again"
@@ -62,7 +71,7 @@ class CommonsenseDataset(FamilyDataset):
             )
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        context, first = self.context[index], self.first_choice[index]
+        context, first = self.context[index], self.first_choice.before(index)
         rows = [self.join(context, self.choices[first + i]) for i in range(self.rows[index])]
         return {"id": index, "rows": rows, "answer": int(self.answer[index])}
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muppet_fairseq.errors import MuppetError
-from muppet_fairseq.families.base import Family, FamilyDataset, Layout, Sample, no_text
+from muppet_fairseq.families.base import BLOCK, Family, FamilyDataset, Layout, RunningSum, Sample, no_text
 from muppet_fairseq.metrics.squad import exact_match_and_f1
 from muppet_fairseq.models.heads import SpanHead
 from muppet_fairseq.r3f import symmetric_kl
@@ -35,6 +35,39 @@ MAX_QUESTION = 64
 MAX_ANSWER = 30
 
 
+class _Windows(NamedTuple):
+    """How the passages of examples are read; each field is int ``[examples]``.
+
+    Attributes:
+        question: tokens of the question, as far as it is read.
+        passage_of: number of the passage.
+        passage: tokens of the passage.
+        room: tokens of a window, at most.
+        step: tokens from the begin of a window to that of the next.
+        count: windows.
+    """
+
+    question: np.ndarray
+    passage_of: np.ndarray
+    passage: np.ndarray
+    room: np.ndarray
+    step: np.ndarray
+    count: np.ndarray
+
+
+def _longest_windows(windows: _Windows) -> np.ndarray:
+    """Tokens in the longest row of each example."""
+    return 4 + windows.question + np.minimum(windows.passage, windows.room)
+
+
+def _window_lengths(windows: _Windows) -> np.ndarray:
+    """Tokens in the row of each window."""
+    example = np.repeat(np.arange(len(windows.count)), windows.count)
+    first = np.cumsum(windows.count) - windows.count
+    start = (np.arange(len(example)) - first[example]) * windows.step[example]
+    return 4 + windows.question[example] + np.minimum(windows.passage[example] - start, windows.room[example])
+
+
 class MRCDataset(FamilyDataset):
     """Rows ``<s> question </s> </s> window of the passage </s>``.
 
@@ -48,47 +81,68 @@ class MRCDataset(FamilyDataset):
         self.passage = self.tokens("input1")
         self.offsets = data.ints("offsets")
         self.answers = data.ints("answers")
-        new_passage = data.scalars("new_passage")
-        data.require_equal_lengths(input0=self.question, answers=self.answers, new_passage=new_passage)
+        self.new_passage = data.scalars("new_passage")
+        data.require_equal_lengths(input0=self.question, answers=self.answers, new_passage=self.new_passage)
         data.require_equal_lengths(input1=self.passage, offsets=self.offsets)
         if not training:
             data.require_equal_lengths(input0=self.question, raw=data.ints("raw"))
-        self.passage_of = np.cumsum(new_passage == 1, dtype=np.int64) - 1
-        passage_sizes = self.passage.sizes.astype(np.int64) - 1  # without </s>
-        self._check(new_passage, passage_sizes)
-
-        limit = min(MAX_QUESTION, (layout.max_positions - 4) // 2)
-        self.question_sizes = np.minimum(self.question.sizes - 1, limit)
-        room = layout.max_positions - 4 - self.question_sizes
-        self.room, self.step = room, room - np.minimum(layout.window_overlap, room // 2)
-        sizes = passage_sizes[self.passage_of]
-        self.windows = 1 + -(-np.maximum(sizes - room, 0) // self.step)
+        self.passages = RunningSum(self.num_examples, lambda begin, end: self.new_passage[begin:end])
+        self._check()
+        self.items = None
         if training:
-            self.example_of = np.repeat(np.arange(len(sizes)), self.windows)
-            first = np.cumsum(self.windows) - self.windows
-            self.window_of = np.arange(len(self.example_of)) - first[self.example_of]
-            start = self.window_of * self.step[self.example_of]
-            width = np.minimum(sizes[self.example_of] - start, room[self.example_of])
-            self.lengths = (4 + self.question_sizes[self.example_of] + width).astype(np.int32)
-            self.rows = np.ones(len(self.lengths), dtype=np.int32)
-        else:
-            self.example_of = np.arange(len(sizes))
-            self.lengths = (4 + self.question_sizes + np.minimum(sizes, room)).astype(np.int32)
-            self.rows = self.windows.astype(np.int32)
+            self.items = RunningSum(self.num_examples, lambda begin, end: self._windows(begin, end).count)
 
-    def _check(self, new_passage: np.ndarray, passage_sizes: np.ndarray) -> None:
-        again = "prepare the dataset again"
+    @property
+    def num_examples(self) -> int:
+        return len(self.question)
+
+    def __len__(self) -> int:
+        return self.num_examples if self.items is None else self.items.total
+
+    @property
+    def rows(self) -> np.ndarray:
+        return super().rows if self.training else self._of_all(lambda windows: windows.count)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self._of_all(_window_lengths if self.training else _longest_windows)
+
+    def example_of(self, items: np.ndarray) -> np.ndarray:
+        if not self.training:
+            return items
+        ends = np.cumsum(self._of_all(lambda windows: windows.count), dtype=np.int64)
+        return np.searchsorted(ends, items, side="right")
+
+    def _of_all(self, function: Callable[[_Windows], np.ndarray]) -> np.ndarray:
+        """What a function says of the examples' windows, int32, one block of examples after the other."""
+        count = self.num_examples
+        blocks = (self._windows(begin, min(begin + BLOCK, count)) for begin in range(0, count, BLOCK))
+        return np.concatenate([function(block).astype(np.int32) for block in blocks])
+
+    def _windows(self, begin: int, end: int) -> _Windows:
+        """How the passages of some examples are read."""
+        limit = min(MAX_QUESTION, (self.layout.max_positions - 4) // 2)
+        question = np.minimum(self.question.sizes[begin:end] - 1, limit)
+        room = self.layout.max_positions - 4 - question
+        step = room - np.minimum(self.layout.window_overlap, room // 2)
+        passage_of = self.passages.before(begin) + np.cumsum(self.new_passage[begin:end], dtype=np.int64) - 1
+        passage = self.passage.sizes[passage_of].astype(np.int64) - 1  # without </s>
+        return _Windows(question, passage_of, passage, room, step, 1 + -(-np.maximum(passage - room, 0) // step))
+
+    def _check(self) -> None:
+        again, new_passage = "prepare the dataset again", self.new_passage
         wrong = np.flatnonzero((new_passage != 0) & (new_passage != 1))
         if len(wrong):
             raise MuppetError(
                 f"{self.data.path('new_passage')}: example {wrong[0]} has {new_passage[wrong[0]]}, neither 0 nor 1; "
                 f"{again}"
             )
-        if len(self.passage_of) and (self.passage_of[0] != 0 or self.passage_of[-1] != len(self.passage) - 1):
+        if new_passage[0] != 1 or self.passages.total != len(self.passage):
             raise MuppetError(
-                f"{self.data.path('new_passage')}: it counts {self.passage_of[-1] + 1} passages, but input1 "
+                f"{self.data.path('new_passage')}: it counts {self.passages.total} passages, but input1 "
                 f"holds {len(self.passage)}; {again}"
             )
+        passage_sizes = self.passage.sizes.astype(np.int64) - 1  # without </s>
         wrong = np.flatnonzero(self.offsets.sizes != 2 * passage_sizes)
         if len(wrong):
             raise MuppetError(
@@ -101,29 +155,32 @@ class MRCDataset(FamilyDataset):
                 f"{self.data.path('answers')}: example {wrong[0]} has {self.answers.sizes[wrong[0]]} numbers "
                 f"instead of two an answer; {again}"
             )
-        spans = self.answers.flat().reshape(-1, 2)
-        example_of_span = np.repeat(np.arange(len(self.answers)), self.answers.sizes // 2)
-        last = passage_sizes[self.passage_of[example_of_span]]
-        wrong = np.flatnonzero((spans[:, 0] < 0) | (spans[:, 1] < spans[:, 0]) | (spans[:, 1] >= last))
-        if len(wrong):
-            example, (start, end) = example_of_span[wrong[0]], spans[wrong[0]]
-            raise MuppetError(
-                f"{self.data.path('answers')}: the answer of example {example} is tokens {start} to {end}, "
-                f"which its passage of {last[wrong[0]]} tokens does not have; {again}"
-            )
+        spans, first = self.answers.flat().reshape(-1, 2), 0
+        for begin in range(0, self.num_examples, BLOCK):
+            counts = self.answers.sizes[begin : begin + BLOCK] // 2
+            own = spans[first : first + int(counts.sum(dtype=np.int64))]
+            first += len(own)
+            last = np.repeat(self._windows(begin, begin + len(counts)).passage, counts)
+            wrong = np.flatnonzero((own[:, 0] < 0) | (own[:, 1] < own[:, 0]) | (own[:, 1] >= last))
+            if len(wrong):
+                example = begin + np.searchsorted(np.cumsum(counts), wrong[0], side="right")
+                start, end = own[wrong[0]]
+                raise MuppetError(
+                    f"{self.data.path('answers')}: the answer of example {example} is tokens {start} to {end}, "
+                    f"which its passage of {last[wrong[0]]} tokens does not have; {again}"
+                )
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        example = int(self.example_of[index])
-        windows = [int(self.window_of[index])] if self.training else range(int(self.windows[example]))
-        passage = self.passage[self.passage_of[example]]
-        question = self.question[example][: self.question_sizes[example]]
+        example, window = (index, None) if self.items is None else self.items.find(index)
+        layout = self._windows(example, example + 1)
+        question = self.question[example][: layout.question[0]]
+        passage = self.passage[layout.passage_of[0]]
         spans = self.answers[example].reshape(-1, 2)
         item: dict[str, Any] = {"id": example, "rows": [], "targets": [], "starts": []}
-        for window in windows:
-            start = window * int(self.step[example])
-            end = min(start + int(self.room[example]), len(passage) - 1)
-            eos = [self.layout.eos]
-            row = self._concatenate([self.layout.bos], question, eos * 2, passage[start:end], eos)
+        for number in range(layout.count[0]) if window is None else [window]:
+            start = number * int(layout.step[0])
+            end = min(start + int(layout.room[0]), len(passage) - 1)
+            row = np.concatenate((self.bos, question, self.eos, self.eos, passage[start:end], self.eos))
             inside = spans[(spans[:, 0] >= start) & (spans[:, 1] < end)]
             shift = len(question) + 3 - start
             item["rows"].append(row)
@@ -134,7 +191,7 @@ class MRCDataset(FamilyDataset):
             item["passage"] = raw["passage"]
             item["golds"] = gold_texts(raw)
             item["entities"] = raw.get("entities", [])
-            item["offsets"] = self.offsets[self.passage_of[example]].reshape(-1, 2)
+            item["offsets"] = self.offsets[layout.passage_of[0]].reshape(-1, 2)
         return item
 
     def targets(self, examples: list[dict[str, Any]], src_tokens: Tensor) -> Sample:

@@ -35,11 +35,18 @@ class SummarizationDataset(FamilyDataset):
         self.target = self.tokens("target")
         raw = None if training else data.ints("raw")
         data.require_equal_lengths(source=self.source, target=self.target, raw=raw)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def lengths(self) -> np.ndarray:
         # as fairseq counts pairs: the longer of the two
-        self.lengths = self.joined_length(np.maximum(self.source.sizes, self.target.sizes))
-        self.written = self.joined_length(self.target.sizes)
-        self.rows = np.ones(len(self.lengths), dtype=np.int32)
-        self.example_of = np.arange(len(self.lengths))
+        return self.joined_length(np.maximum(self.source.sizes, self.target.sizes))
+
+    @property
+    def written(self) -> np.ndarray:
+        return self.joined_length(self.target.sizes)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = {"id": index, "rows": [self.join(self.source[index])], "target": self.join(self.target[index])}

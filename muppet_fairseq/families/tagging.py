@@ -58,9 +58,13 @@ class TaggingDataset(FamilyDataset):
                 "bracket_f1 is for; prepare the dataset again, or name another metric in a suite"
             )
         self.parts = tag_parts(data.spec.labels)
-        self.lengths = self.joined_length(self.input0.sizes)
-        self.rows = np.ones(len(self.lengths), dtype=np.int32)
-        self.example_of = np.arange(len(self.lengths))
+
+    def __len__(self) -> int:
+        return len(self.input0)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.joined_length(self.input0.sizes)
 
     def _check(self) -> None:
         again = "prepare the dataset again"
