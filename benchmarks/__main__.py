@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import preprocess, r3f, table
+from benchmarks import gpu, preprocess, r3f, table
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import write_text
 from muppet_fairseq.provenance import hardware, versions
 
-BENCHMARKS = {"preprocess": preprocess, "r3f": r3f}
+BENCHMARKS = {"gpu": gpu, "preprocess": preprocess, "r3f": r3f}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,6 +20,8 @@ def pre_finetuned(data, tmp_path_factory) -> Path:
     more = (
         "--max-epoch",
         "30",
+        "--seed",
+        "2",
         "--lr",
         "0.002",
         "--log-interval",
@@ -28,7 +30,7 @@ def pre_finetuned(data, tmp_path_factory) -> Path:
         str(save_dir / "tensorboard"),
     )
     best = ("--best-checkpoint-metric", "score", "--maximize-best-checkpoint-metric")
-    trained(options(data, save_dir, *more, *best, "--save-interval", "10", "--validate-interval", "10"))
+    trained(options(data, save_dir, *more, *best, "--save-interval", "10", "--validate-interval", "5"))
     return save_dir
 
 

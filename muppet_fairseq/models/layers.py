@@ -190,7 +190,9 @@ class DecoderLayer(TransformerDecoderLayerBase):
         if last is not None:
             x, query = _at(x, last), _at(memory, last)
         # what follows a token is hidden from it, and so is padding, which follows all; the last token sees all but that
-        seen = attend(self.self_attn, query, memory, None if last is None else encoder_padding_mask, causal=last is None)
+        seen = attend(
+            self.self_attn, query, memory, None if last is None else encoder_padding_mask, causal=last is None
+        )
         x = x + self.dropout_module(seen)
         if not self.normalize_before:
             x = self.self_attn_layer_norm(x)
