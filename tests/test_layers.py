@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 from argparse import Namespace
 from typing import Any
 
@@ -18,8 +20,9 @@ from muppet_fairseq.criterions.muppet_r3f import MuppetR3FCriterion
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.models import bart, layers, roberta
 from muppet_fairseq.tasks.muppet import MuppetTask
+from tests.runs import parameters
 from tests.test_models import perturbed
-from tests.toy_suite import open_task
+from tests.toy_suite import open_task, options, trained
 
 MODELS = {
     "roberta": (roberta.MuppetRobertaModel, roberta.muppet_roberta_tiny),
@@ -39,6 +42,10 @@ CASES = [
     ("bart", {"checkpoint_activations": True}),
     ("bart", {"quant_noise_pq": 1e-9}),
 ]
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="PyTorch compiles with a C++ compiler; there is none"
+)
 
 
 class AsFairseq:
@@ -219,3 +226,40 @@ def test_what_cannot_be_compiled_is_one_sentence(tasks, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(MuppetError, match=r"needs a C\+\+ compiler, and there is no no-such-compiler: install one, or"):
         layers.compile_layers(plain)
+
+
+@needs_compiler
+def test_compiled_layers_compute_the_same_under_the_same_names(tasks):
+    """At float32's rounding, for rows of several numbers and lengths, with padding and without."""
+    task = tasks["roberta"]
+    plain = build("roberta", task).float()
+    compiled = copy.deepcopy(plain)
+    layers.compile_layers(compiled)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    criterion, samples = MuppetCriterion(task, "log", 0.1), samples_of(task)
+    for name in ("animals", "choices", "spans"):
+        results = []
+        for model in (plain, compiled):
+            loss, _, _ = criterion(model, samples[name])
+            results.append((loss, gradients(model, loss)))
+        (expected, theirs), (loss, ours) = results
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            torch.testing.assert_close(ours[key], value, rtol=1e-4, atol=1e-5 * float(value.abs().max()) + 1e-8)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["muppet_roberta_tiny", "muppet_bart_tiny"])
+def test_a_compiled_run_goes_on_and_may_go_on_without(data, tmp_path, arch):
+    """Two workers; without dropout, the parameters are those of a run that compiles nothing."""
+    more = ["--arch", arch, "--dropout", "0", "--attention-dropout", "0", "--disable-validation", "--optimizer", "sgd"]
+    trained(options(data, tmp_path / "plain", *more, "--max-update", "4"))
+    trained(options(data, tmp_path / "compiled", *more, "--compile", "--max-update", "2"), workers=2, timeout=600)
+    trained(options(data, tmp_path / "compiled", *more, "--compile", "--max-update", "3"), timeout=600)
+    trained(options(data, tmp_path / "compiled", *more, "--max-update", "4"))
+    ours, expected = parameters(tmp_path / "compiled"), parameters(tmp_path / "plain")
+    assert ours.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(ours[key], value, rtol=1e-4, atol=1e-6)
