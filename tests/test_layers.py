@@ -229,6 +229,7 @@ def test_what_cannot_be_compiled_is_one_sentence(tasks, monkeypatch):
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_compiled_layers_compute_the_same_under_the_same_names(tasks):
     """At float32's rounding, for rows of several numbers and lengths, with padding and without."""
     task = tasks["roberta"]
