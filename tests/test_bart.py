@@ -458,7 +458,7 @@ def pre_finetuned(data, tmp_path_factory) -> Path:
 
 #: an epoch has 9 updates
 MIDDLE, END = 40, 44
-STOCHASTIC = ("--dropout", "0.1", "--max-update", str(END), "--lr", "0.003", "--disable-validation")
+STOCHASTIC = ("--dropout", "0.1", "--seed", "2", "--max-update", str(END), "--lr", "0.003", "--disable-validation")
 
 
 def test_resumed_in_mid_epoch_is_bit_identical(data, pre_finetuned, tmp_path):

@@ -114,12 +114,13 @@ class FamilyDataset(ABC):
     def collate(self, examples: list[dict[str, Any]]) -> Sample:
         """Merge examples into a sample; every row of every example is one line of ``src_tokens``."""
         rows = [row for example in examples for row in example["rows"]]
-        src_tokens = self.padded(rows)
+        src_tokens, ntokens = self.padded(rows), sum(map(len, rows))
         sample: Sample = {
             "id": torch.tensor([example["id"] for example in examples]),
             "nsentences": len(examples),
-            "ntokens": sum(len(row) for row in rows),
-            "net_input": {"src_tokens": src_tokens},
+            "ntokens": ntokens,
+            # known here without a wait for the device
+            "net_input": {"src_tokens": src_tokens, "padded": ntokens < src_tokens.numel()},
         }
         sample.update(self.targets(examples, src_tokens))
         return sample

@@ -6,14 +6,16 @@ from argparse import ArgumentParser, Namespace
 from typing import Any
 
 import torch
+from fairseq.data import Dictionary
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.bart.model import BARTModel, bart_base_architecture, bart_large_architecture
-from fairseq.models.transformer import TransformerModel
+from fairseq.models.transformer import TransformerConfig, TransformerModel
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
-from torch import Tensor
+from torch import Tensor, nn
 
 from muppet_fairseq.models.base import WithHeads
 from muppet_fairseq.models.checkpoint import DICTIONARY_KEY
+from muppet_fairseq.models.layers import Decoder, Encoder
 from muppet_fairseq.r3f import EmbeddingNoise, clean_and_noised
 
 #: the keys of the vocabulary's rows; the three are one tensor in the model
@@ -32,6 +34,7 @@ class MuppetBartModel(WithHeads, BARTModel):
     follow at the positions ``predicted`` of the flattened ``[R, U]``; no others are projected to the vocabulary.
 
     With ``noise`` it returns twice as many rows: the clean ones, then those of noised encoder embeddings (R3F).
+    ``padded=False`` promises that no row of ``src_tokens`` is padded.
     """
 
     @staticmethod
@@ -39,6 +42,14 @@ class MuppetBartModel(WithHeads, BARTModel):
         TransformerModel.add_args(parser)
         WithHeads.add_head_args(parser)
         parser.add_argument("--pooler-dropout", type=float, metavar="D", help="dropout in the heads")
+
+    @classmethod
+    def build_encoder(cls, args: Namespace, src_dict: Dictionary, embed_tokens: nn.Embedding) -> Encoder:
+        return Encoder(TransformerConfig.from_namespace(args), src_dict, embed_tokens)
+
+    @classmethod
+    def build_decoder(cls, args: Namespace, tgt_dict: Dictionary, embed_tokens: nn.Embedding) -> Decoder:
+        return Decoder(TransformerConfig.from_namespace(args), tgt_dict, embed_tokens)
 
     @classmethod
     def build_model(cls, args: Namespace, task: Any) -> MuppetBartModel:
@@ -60,6 +71,7 @@ class MuppetBartModel(WithHeads, BARTModel):
         noise: EmbeddingNoise | None = None,
         prev_output_tokens: Tensor | None = None,
         predicted: Tensor | None = None,
+        padded: bool = True,
     ) -> Tensor:
         embeddings = None
         if noise is not None:
@@ -68,16 +80,14 @@ class MuppetBartModel(WithHeads, BARTModel):
                 prev_output_tokens = prev_output_tokens.repeat(2, 1)
             encoder = self.encoder
             src_tokens, embeddings = clean_and_noised(encoder.embed_tokens, src_tokens, noise, encoder.padding_idx)
-        encoded = self.encoder(src_tokens, token_embeddings=embeddings)
+        encoded = self.encoder(src_tokens, token_embeddings=embeddings, padded=padded)
         decoder_tokens = self.shifted(src_tokens) if prev_output_tokens is None else prev_output_tokens
-        features, _ = self.decoder(decoder_tokens, encoder_out=encoded, features_only=True)
+        of_sentence = self.reads_sentence(head)
+        last = (src_tokens != self.encoder.padding_idx).sum(dim=1) - 1 if of_sentence else None
+        features = self.decoder.states(decoder_tokens, encoded, padded=padded, last=last)
         if predicted is not None:
             return self.decoder.output_layer(features.flatten(0, 1).index_select(0, predicted))
-        if head is None:
-            return features
-        last = (src_tokens != self.encoder.padding_idx).sum(dim=1) - 1
-        sentence = features.gather(1, last[:, None, None].expand(-1, 1, features.shape[2])).squeeze(1)
-        return self.scores(features, sentence, head)
+        return features if head is None else self.heads[head](features[:, 0] if of_sentence else features)
 
     def shifted(self, tokens: Tensor) -> Tensor:
         """Rows ``[R, T]`` for the decoder: ``</s>``, then the tokens without their last one."""

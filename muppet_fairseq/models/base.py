@@ -54,10 +54,9 @@ class WithHeads:
             for head in self.heads.values():
                 normalize_spectrally(head)
 
-    def scores(self, features: Tensor, sentence: Tensor, head: str) -> Tensor:
-        """What a head says of ``features`` ``[R, T, D]`` or of the rows' sentence vectors ``[R, D]``."""
-        module = self.heads[head]
-        return module(sentence if module.level == "sentence" else features)
+    def reads_sentence(self, head: str | None) -> bool:
+        """Whether a head reads but one vector of each row."""
+        return head is not None and self.heads[head].level == "sentence"
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> MuppetHub:

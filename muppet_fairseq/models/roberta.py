@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
+from fairseq.data import Dictionary
 from fairseq.models import FairseqEncoderModel, register_model, register_model_architecture
 from fairseq.models.roberta.model import (
     RobertaEncoder,
@@ -13,14 +14,21 @@ from fairseq.models.roberta.model import (
     init_bert_params,
     roberta_large_architecture,
 )
+from fairseq.models.transformer import TransformerConfig
 from torch import Tensor, nn
 
 from muppet_fairseq.models.base import WithHeads
+from muppet_fairseq.models.layers import Encoder
 from muppet_fairseq.r3f import EmbeddingNoise, clean_and_noised
 
 
 class MuppetRobertaEncoder(RobertaEncoder):
     """RoBERTa's encoder without the masked-language-model head, which no supervised task trains."""
+
+    def build_encoder(self, args: Namespace, dictionary: Dictionary, embed_tokens: nn.Embedding) -> Encoder:
+        encoder = Encoder(TransformerConfig.from_namespace(args), dictionary, embed_tokens)
+        encoder.apply(init_bert_params)
+        return encoder
 
     def build_lm_head(self, embed_dim: int, output_dim: int, activation_fn: str, weight: Tensor) -> None:
         return None
@@ -32,7 +40,7 @@ class MuppetRobertaModel(WithHeads, FairseqEncoderModel):
 
     ``forward(src_tokens [R, T], head=name)`` returns that head's scores (``[R, n]`` from the ``<s>`` state,
     or ``[R, T, n]``); without ``head`` the features ``[R, T, D]``. With ``noise`` it returns twice as many rows: the
-    clean ones, then those of noised embeddings (R3F).
+    clean ones, then those of noised embeddings (R3F). ``padded=False`` promises that no row is padded.
     """
 
     def __init__(self, args: Namespace, encoder: MuppetRobertaEncoder) -> None:
@@ -64,14 +72,20 @@ class MuppetRobertaModel(WithHeads, FairseqEncoderModel):
                 module.eps = args.layer_norm_eps
         return model
 
-    def forward(self, src_tokens: Tensor, head: str | None = None, noise: EmbeddingNoise | None = None) -> Tensor:
-        embeddings = None
+    def forward(
+        self,
+        src_tokens: Tensor,
+        head: str | None = None,
+        noise: EmbeddingNoise | None = None,
+        padded: bool = True,
+    ) -> Tensor:
+        encoder, embeddings = self.encoder.sentence_encoder, None
         if noise is not None:
-            encoder = self.encoder.sentence_encoder
             src_tokens, embeddings = clean_and_noised(encoder.embed_tokens, src_tokens, noise, encoder.padding_idx)
-        # the encoder's own forward would drop the embeddings
-        features, _ = self.encoder.extract_features(src_tokens, token_embeddings=embeddings)
-        return features if head is None else self.scores(features, features[:, 0], head)
+        of_sentence = self.reads_sentence(head)
+        encoded = encoder(src_tokens, token_embeddings=embeddings, padded=padded, first_only=of_sentence)
+        features = encoded["encoder_out"][0].transpose(0, 1)
+        return features if head is None else self.heads[head](features[:, 0] if of_sentence else features)
 
     def max_positions(self) -> int:
         return self.args.max_positions

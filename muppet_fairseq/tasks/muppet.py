@@ -30,6 +30,7 @@ from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families import FAMILIES
 from muppet_fairseq.families.base import Layout
 from muppet_fairseq.generation import GenerationOptions, Generator
+from muppet_fairseq.models.layers import compile_layers
 from muppet_fairseq.spec import DatasetSpec
 from muppet_fairseq.suite import Suite
 from muppet_fairseq.tasks.loss_weights import RunningLosses, size_weights
@@ -106,6 +107,10 @@ class MuppetTaskConfig(FairseqDataclass):
     audit: bool = field(
         default=False,
         metadata={"help": "record in SAVE_DIR/audit which examples each update is of, for 'muppet audit SAVE_DIR'"},
+    )
+    compile: bool = field(
+        default=False,
+        metadata={"help": "have PyTorch compile the layers: faster on a GPU, after some minutes; needs a C++ compiler"},
     )
     seed: int = II("common.seed")
     update_freq: Any = II("optimization.update_freq")
@@ -196,6 +201,13 @@ class MuppetTask(FairseqTask):
         return Generator(GenerationOptions.from_json(self.cfg.eval_rouge_args), self.dictionary, tokenizer.decode)
 
     # -- model ----------------------------------------------------------------------------------------
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> nn.Module:
+        """The model to train."""
+        model = super().build_model(cfg, from_checkpoint)
+        if self.cfg.compile:
+            compile_layers(model)
+        return model
 
     def _heads(self, dim: int, dropout: float) -> tuple[list[str | None], dict[str, nn.Module]]:
         names: list[str | None] = []

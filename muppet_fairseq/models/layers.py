@@ -1,0 +1,294 @@
+"""fairseq's Transformer with less to compute: its parameters by their names and shapes, its results to rounding.
+
+What is left out is what nobody reads. A head on the sentence's vector needs the last layer at one position of a row,
+where keys and values come from all. The decoder's attention weights are for alignments. Whether rows are padded is
+known where they are put together: nothing here waits for the device to tell.
+
+Everywhere states are ``[T, R, D]`` (positions, rows, width), as in fairseq: PyTorch's attention reads the heads of
+such states where they lie. Options that need fairseq's own layers (quantisation noise, xFormers) get these.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from typing import Any
+
+import torch
+from fairseq.distributed import FullyShardedDataParallel, fsdp_wrap
+from fairseq.models.transformer import TransformerConfig, TransformerDecoderBase, TransformerEncoderBase
+from fairseq.modules import MultiheadAttention, gelu
+from fairseq.modules.checkpoint_activations import checkpoint_wrapper
+from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
+from torch import Tensor, nn
+from torch._dynamo import config as dynamo_config
+from torch.nn import functional as F
+
+from muppet_fairseq.errors import MuppetError
+
+
+def attend(
+    attention: MultiheadAttention, query: Tensor, memory: Tensor, mask: Tensor | None, *, causal: bool = False
+) -> Tensor:
+    """What ``attention`` gives for ``query`` ``[U, R, D]`` over ``memory`` ``[T, R, D]``: ``[U, R, D]``.
+
+    Args:
+        mask: added to the scores: :func:`padding_mask`, or None.
+        causal: position ``u`` sees those up to ``u``.
+    """
+
+    def by_head(states: Tensor) -> Tensor:
+        return states.unflatten(2, (attention.num_heads, attention.head_dim)).permute(1, 2, 0, 3)
+
+    dropout = attention.dropout_module
+    attended = F.scaled_dot_product_attention(
+        by_head(attention.q_proj(query)),
+        by_head(attention.k_proj(memory)),
+        by_head(attention.v_proj(memory)),
+        attn_mask=mask,
+        dropout_p=dropout.p if attention.training or dropout.apply_during_inference else 0.0,
+        is_causal=causal,
+    )
+    return attention.out_proj(attended.permute(2, 0, 1, 3).flatten(2))
+
+
+def padding_mask(is_padding: Tensor, like: Tensor) -> Tensor:
+    """What is added to attention scores so that no padding (bool ``[R, T]``) is seen: ``[R, 1, 1, T]``."""
+    return torch.zeros_like(is_padding, dtype=like.dtype).masked_fill_(is_padding, float("-inf"))[:, None, None]
+
+
+def _feed_forward(layer: EncoderLayer | DecoderLayer, x: Tensor) -> Tensor:
+    """The second half of either layer."""
+    residual = x
+    if layer.normalize_before:
+        x = layer.final_layer_norm(x)
+    x = layer.activation_dropout_module(layer.activation_fn(layer.fc1(x)))
+    x = residual + layer.dropout_module(layer.fc2(x))
+    return x if layer.normalize_before else layer.final_layer_norm(x)
+
+
+def _use_pytorchs_gelu(layer: EncoderLayer | DecoderLayer) -> None:
+    """fairseq's goes through a float32 copy, which in half precision is kept for the backward pass."""
+    if layer.activation_fn is gelu:
+        layer.activation_fn = F.gelu
+
+
+def _wrapped(layer: nn.Module, cfg: TransformerConfig) -> nn.Module:
+    """Wrap a layer as fairseq does."""
+    if cfg.checkpoint_activations:
+        layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
+    return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
+
+
+class EncoderLayer(TransformerEncoderLayerBase):
+    """fairseq's, on less."""
+
+    def __init__(self, cfg: TransformerConfig) -> None:
+        super().__init__(cfg)
+        _use_pytorchs_gelu(self)
+
+    def forward(self, x: Tensor, mask: Tensor | None, first_only: bool = False) -> Tensor:
+        """States ``[T, R, D]``; with ``first_only`` those of the first position alone, ``[1, R, D]``.
+
+        Args:
+            mask: :func:`padding_mask`, or None where no row is padded.
+        """
+        memory = self.self_attn_layer_norm(x) if self.normalize_before else x
+        query = memory
+        if first_only:
+            x, query = x[:1], memory[:1]
+        x = x + self.dropout_module(attend(self.self_attn, query, memory, mask))
+        if not self.normalize_before:
+            x = self.self_attn_layer_norm(x)
+        return _feed_forward(self, x)
+
+
+class Encoder(TransformerEncoderBase):
+    """fairseq's encoder of :class:`EncoderLayer`."""
+
+    def __init__(self, cfg: TransformerConfig, *arguments: Any, **keywords: Any) -> None:
+        #: whether options need fairseq's own layers
+        self.is_unusual = cfg.quant_noise.pq > 0 or cfg.encoder.xformers_att_config is not None
+        super().__init__(cfg, *arguments, **keywords)
+
+    def build_encoder_layer(self, cfg: TransformerConfig) -> nn.Module:
+        return super().build_encoder_layer(cfg) if self.is_unusual else _wrapped(EncoderLayer(cfg), cfg)
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor | None = None,
+        return_all_hiddens: bool = False,
+        token_embeddings: Tensor | None = None,
+        padded: bool = True,
+        first_only: bool = False,
+    ) -> dict[str, list[Tensor]]:
+        """fairseq's, for rows ``src_tokens`` ``[R, T]`` that end in padding, if in any.
+
+        Args:
+            padded: False promises that there is no padding.
+            first_only: give the states of the first position alone: ``encoder_out`` is ``[1, R, D]``.
+        """
+        if self.is_unusual:
+            encoded = super().forward(src_tokens, src_lengths, return_all_hiddens, token_embeddings)
+            return encoded | {"encoder_out": [encoded["encoder_out"][0][:1]]} if first_only else encoded
+        is_padding = src_tokens.eq(self.padding_idx)
+        x, embeddings = self.forward_embedding(src_tokens, token_embeddings)
+        mask = None
+        if padded:
+            x = x.masked_fill(is_padding.unsqueeze(2), 0.0)
+            mask = padding_mask(is_padding, like=x)
+        x = x.transpose(0, 1)
+        states = [x]
+        layers = list(self.layers)  # of --encoder-layerdrop, those that are left
+        for number, layer in enumerate(layers, start=1):
+            x = layer(x, mask, first_only=first_only and number == len(layers))
+            states.append(x)
+        if first_only:
+            x = x[:1]  # there may be no layer left
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        return {
+            "encoder_out": [x],
+            "encoder_padding_mask": [is_padding],
+            "encoder_embedding": [embeddings],
+            "encoder_states": states if return_all_hiddens else [],
+            "src_tokens": [],
+            "src_lengths": [],
+        }
+
+
+class DecoderLayer(TransformerDecoderLayerBase):
+    """fairseq's, on less where the whole target is given."""
+
+    def __init__(self, cfg: TransformerConfig) -> None:
+        super().__init__(cfg)
+        _use_pytorchs_gelu(self)
+
+    def forward(
+        self,
+        x: Tensor,
+        encoder_out: Tensor | None = None,
+        encoder_padding_mask: Tensor | None = None,
+        *arguments: Any,
+        given: bool = False,
+        last: Tensor | None = None,
+        **options: Any,
+    ) -> Any:
+        """fairseq's, which writes a target bit by bit; with ``given`` the states ``[U, R, D]`` of a whole one.
+
+        Args:
+            encoder_padding_mask: with ``given``, :func:`padding_mask` or None.
+            last: int64 ``[R]``: give the states of these positions alone, ``[1, R, D]``. Then encoder and decoder
+                read rows of the same lengths, which end there.
+        """
+        if not given:
+            return super().forward(x, encoder_out, encoder_padding_mask, *arguments, **options)
+        memory = self.self_attn_layer_norm(x) if self.normalize_before else x
+        query = memory
+        if last is not None:
+            x, query = _at(x, last), _at(memory, last)
+        # what follows a token is hidden from it, and so is padding, which follows all; the last token sees all but that
+        seen = attend(
+            self.self_attn, query, memory, None if last is None else encoder_padding_mask, causal=last is None
+        )
+        x = x + self.dropout_module(seen)
+        if not self.normalize_before:
+            x = self.self_attn_layer_norm(x)
+        query = self.encoder_attn_layer_norm(x) if self.normalize_before else x
+        x = x + self.dropout_module(attend(self.encoder_attn, query, encoder_out, encoder_padding_mask))
+        if not self.normalize_before:
+            x = self.encoder_attn_layer_norm(x)
+        return _feed_forward(self, x)
+
+
+class Decoder(TransformerDecoderBase):
+    """fairseq's decoder of :class:`DecoderLayer`."""
+
+    def __init__(self, cfg: TransformerConfig, *arguments: Any, **keywords: Any) -> None:
+        #: whether options need fairseq's own layers
+        self.is_unusual = (
+            cfg.quant_noise.pq > 0
+            or cfg.decoder.xformers_att_config is not None
+            or cfg.encoder.xformers_att_config is not None
+            or cfg.cross_self_attention
+            or cfg.no_cross_attention
+            or cfg.base_layers > 0
+        )
+        super().__init__(cfg, *arguments, **keywords)
+
+    def build_decoder_layer(self, cfg: TransformerConfig, no_encoder_attn: bool = False) -> nn.Module:
+        if self.is_unusual:
+            return super().build_decoder_layer(cfg, no_encoder_attn)
+        return _wrapped(DecoderLayer(cfg), cfg)
+
+    def states(
+        self, tokens: Tensor, encoded: dict[str, list[Tensor]], *, padded: bool = True, last: Tensor | None = None
+    ) -> Tensor:
+        """The states ``[R, U, D]`` of whole targets ``[R, U]`` that end in padding, if in any.
+
+        Args:
+            encoded: what :class:`Encoder` gives.
+            padded: False promises that the encoder's rows have no padding.
+            last: the last position of each row; give its states alone, ``[R, 1, D]``. Encoder and decoder read rows of
+                the same lengths.
+        """
+        if self.is_unusual:
+            states, _ = self.extract_features(tokens, encoded)
+            return states if last is None else _at(states.transpose(0, 1), last).transpose(0, 1)
+        x = self.embed_scale * self.embed_tokens(tokens)
+        if self.project_in_dim is not None:
+            x = self.project_in_dim(x)
+        if self.embed_positions is not None:
+            x = x + self.embed_positions(tokens)
+        if self.layernorm_embedding is not None:
+            x = self.layernorm_embedding(x)
+        x = self.dropout_module(x).transpose(0, 1)
+        mask = padding_mask(encoded["encoder_padding_mask"][0], like=x) if padded else None
+        layers = list(self.layers)  # of --decoder-layerdrop, those that are left
+        for number, layer in enumerate(layers, start=1):
+            x = layer(x, encoded["encoder_out"][0], mask, given=True, last=last if number == len(layers) else None)
+        if last is not None and not layers:
+            x = _at(x, last)
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        x = x.transpose(0, 1)
+        return x if self.project_out_dim is None else self.project_out_dim(x)
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Have PyTorch compile the layers of ``model`` for rows of any number and length (``--compile``).
+
+    They are compiled where they are first called, and keep their parameters' names. Raises MuppetError where that
+    cannot work.
+    """
+    layers = [module for module in model.modules() if isinstance(module, (EncoderLayer, DecoderLayer))]
+    compiler = os.environ.get("CXX", "g++")
+    for wrong, sentence in (
+        (shutil.which(compiler) is None, f"--compile needs a C++ compiler, and there is no {compiler}: install one"),
+        (
+            torch.cuda.is_available() and importlib.util.find_spec("triton") is None,
+            "--compile needs the package triton on a GPU: pip install triton",
+        ),
+        (not layers, "--compile does not go with --quant-noise-pq or xFormers: leave these away"),
+        (
+            any(isinstance(module, FullyShardedDataParallel) for module in model.modules()),
+            "--compile does not go with --ddp-backend fully_sharded: choose legacy_ddp or pytorch_ddp",
+        ),
+        (
+            any(hasattr(layer, "precheckpoint_forward") for layer in layers),
+            "--compile does not go with --checkpoint-activations: leave that away",
+        ),
+    ):
+        if wrong:
+            raise MuppetError(f"{sentence}, or leave --compile out")
+    # the layers share their code: with and without padding, a gradient, one row, and the last layer
+    dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, 64)
+    for layer in layers:
+        layer.compile(dynamic=True)
+
+
+def _at(states: Tensor, positions: Tensor) -> Tensor:
+    """The states ``[1, R, D]`` of one position ``[R]`` of each row."""
+    return states.gather(0, positions[None, :, None].expand(1, -1, states.shape[2]))
