@@ -9,7 +9,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import balance, choices, gpu, heads, memory, overhead, padding, peer, planning, preprocess, r3f, scaling, startup, table
+from benchmarks import (
+    balance,
+    choices,
+    gpu,
+    heads,
+    memory,
+    overhead,
+    padding,
+    peer,
+    planning,
+    preprocess,
+    r3f,
+    scaling,
+    startup,
+    table,
+)
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import write_text
 from muppet_fairseq.provenance import hardware, versions
