@@ -79,8 +79,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             if args.cold:
                 _drop(bins["all"])
             starts.append(_start(bins["all"], args))
-        memory = {which: _in_a_fork(_opened, path, args.max_positions) for which, path in bins.items()}
-        loading = _in_a_fork(_loaded, bins["all"], args.max_positions)
+        memory = {which: _in_a_process(_opened, path, args.max_positions) for which, path in bins.items()}
+        loading = _in_a_process(_loaded, bins["all"], args.max_positions)
     more = {key: memory["all"][key] - memory["smaller"][key] for key in ("anonymous", "examples")}
     seconds = spread([sum(start["seconds"].values()) for start in starts])
     an_example = more["anonymous"] / more["examples"]
@@ -242,15 +242,16 @@ def memory(pid: int | str) -> dict[str, float]:
     return {name: int(fields[field].split()[0]) * 1024 / 1e6 for name, field in names.items()}
 
 
-def _in_a_fork(function: Any, *arguments: Any) -> Any:
-    """What a function returns, called in a process of its own: what it takes is given back, and bothers no other."""
-    context = multiprocessing.get_context("fork")
+def _in_a_process(function: Any, *arguments: Any) -> Any:
+    """What a function returns, called in a new process, which holds nothing else yet."""
+    context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(function, arguments)
 
 
 def _opened(data: Path, max_positions: int) -> dict[str, float]:
     """How many examples and bytes of files there are, the bytes of memory that they take once opened, and seconds."""
+    give_back_memory()
     before, begin = memory("self"), time.perf_counter()
     task = open_task(data, ",".join(FORMS), max_positions)
     seconds = time.perf_counter() - begin
