@@ -44,12 +44,12 @@ class MuppetBartModel(WithHeads, BARTModel):
         parser.add_argument("--pooler-dropout", type=float, metavar="D", help="dropout in the heads")
 
     @classmethod
-    def build_encoder(cls, args: Namespace, src_dict: Dictionary, embed_tokens: nn.Embedding) -> Encoder:
-        return Encoder(TransformerConfig.from_namespace(args), src_dict, embed_tokens)
+    def build_encoder(cls, cfg: TransformerConfig, src_dict: Dictionary, embed_tokens: nn.Embedding) -> Encoder:
+        return Encoder(cfg, src_dict, embed_tokens)
 
     @classmethod
-    def build_decoder(cls, args: Namespace, tgt_dict: Dictionary, embed_tokens: nn.Embedding) -> Decoder:
-        return Decoder(TransformerConfig.from_namespace(args), tgt_dict, embed_tokens)
+    def build_decoder(cls, cfg: TransformerConfig, tgt_dict: Dictionary, embed_tokens: nn.Embedding) -> Decoder:
+        return Decoder(cfg, tgt_dict, embed_tokens)
 
     @classmethod
     def build_model(cls, args: Namespace, task: Any) -> MuppetBartModel:

@@ -271,18 +271,18 @@ def compile_layers(model: nn.Module) -> None:
             torch.cuda.is_available() and importlib.util.find_spec("triton") is None,
             "--compile needs the package triton on a GPU: pip install triton",
         ),
-        (not layers, "--compile does not go with --quant-noise-pq or xFormers: leave these away"),
+        (not layers, "--compile does not go with --quant-noise-pq or xFormers: leave these out"),
         (
             any(isinstance(module, FullyShardedDataParallel) for module in model.modules()),
             "--compile does not go with --ddp-backend fully_sharded: choose legacy_ddp or pytorch_ddp",
         ),
         (
             any(hasattr(layer, "precheckpoint_forward") for layer in layers),
-            "--compile does not go with --checkpoint-activations: leave that away",
+            "--compile does not go with --checkpoint-activations: leave that out",
         ),
     ):
         if wrong:
-            raise MuppetError(f"{sentence}, or leave --compile out")
+            raise MuppetError(f"{sentence}, or do without --compile")
     # the layers share their code: with and without padding, a gradient, one row, and the last layer
     dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, 64)
     for layer in layers:
