@@ -3,12 +3,15 @@
 import itertools
 import math
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import Dataset
 
+from muppet_fairseq.data.iterator import ScheduleIterator
 from muppet_fairseq.data.schedule import (
     SAMPLINGS,
     STRATEGIES,
@@ -205,6 +208,64 @@ def test_sub_batches_group_like_lengths():
     padded = sum(part.max() * len(part) for part in np.split(lengths[runs.examples], starts[1:]))
     assert padded == costs.sum()
     assert lengths.sum() / padded > 0.97
+
+
+def test_examples_of_different_numbers_of_rows_share_sub_batches():
+    sizes = Sizes("arc", np.array([10, 10, 8, 8, 6], np.int32), np.array([3, 5, 4, 4, 2], np.int32))
+    schedule = BatchSchedule([sizes], SubBatchLimits(80), shuffle=False)
+    assert [schedule[b].tolist() for b in range(len(schedule))] == [[1, 0], [2, 3, 4]]
+    assert schedule.cost.tolist() == [80, 80]
+
+
+def test_summaries_of_equally_long_sources_are_grouped_by_what_is_written():
+    written = np.random.default_rng(1).integers(5, 100, 640).astype(np.int32)
+    sizes = Sizes("news", np.full(640, 512, np.int32), np.ones(640, np.int32), written)
+    schedule = BatchSchedule([sizes], SubBatchLimits(4096))
+    groups = [written[schedule[b]] for b in range(len(schedule))]
+    assert {len(group) for group in groups} == {8}
+    assert written.sum() / sum(8 * group.max() for group in groups) > 0.97
+
+
+def test_full_sub_batches_are_equally_costly():
+    """8 rows of 512 tokens fit into 4,400: those of 400 are not to take more, for all would wait for them."""
+    lengths = np.repeat(np.array([512, 400, 64], np.int32), [800, 20, 2000])
+    schedule = BatchSchedule([Sizes("d", lengths, np.ones(2820, np.int32))], SubBatchLimits(4400))
+    assert schedule.cost.max() == 4096
+    assert np.mean(schedule.cost >= 4000) > 0.95
+    # not far below the limit, and as it says without shuffling
+    few = Sizes("d", np.repeat(np.array([300, 512], np.int32), 60), np.ones(120, np.int32))
+    assert BatchSchedule([few], SubBatchLimits(600)).cost.max() == 600
+    assert BatchSchedule([few], SubBatchLimits(4400), shuffle=False).cost.max() == 4200
+
+
+@settings(max_examples=50)
+@given(suites(), st.integers(200, 900), st.integers(1, 5), st.integers(1, 3), st.integers(0, 40))
+def test_a_worker_keeps_its_part_of_the_schedule(datasets, max_tokens, workers, rounds, done):
+    """All workers' parts are what the schedule has left after ``done`` sub-batches, in the order of the updates."""
+    plan = partial(_plan, datasets, max_tokens)
+    schedule = plan(1, workers * rounds)
+    parts = []
+    for worker in range(workers):
+        iterator = ScheduleIterator(
+            NoData(), plan, update_freq=[rounds], num_shards=workers, shard_id=worker, collate_fn=list
+        )
+        share = iterator.share(1, done)
+        assert share.sub_batches == len(schedule)
+        own = list(share.own)
+        assert [e.tolist() for e in share.own[1:]] == [e.tolist() for e in own[1:]]
+        assert [len(e) for e in share.own.preceded_by(2)] == [0, 0, *map(len, own)]
+        parts.append(own)
+    assert len({len(own) for own in parts}) == 1
+    found = sorted(sub_batch.tolist() for own in parts for sub_batch in own if len(sub_batch))
+    assert found == sorted(schedule[b].tolist() for b in schedule.order()[done:])
+
+
+class NoData(Dataset):
+    """fairseq's iterator asks for a dataset; the schedule knows its sizes."""
+
+
+def _plan(datasets, max_tokens, epoch, size) -> BatchSchedule:
+    return BatchSchedule(datasets, SubBatchLimits(max_tokens), sub_batches_per_update=size, epoch=epoch)
 
 
 def test_an_example_over_the_limit_is_named():

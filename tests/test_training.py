@@ -28,7 +28,7 @@ def pre_finetuned(data, tmp_path_factory) -> Path:
         str(save_dir / "tensorboard"),
     )
     best = ("--best-checkpoint-metric", "score", "--maximize-best-checkpoint-metric")
-    trained(options(data, save_dir, *more, *best, "--save-interval", "10", "--validate-interval", "5"))
+    trained(options(data, save_dir, *more, *best, "--save-interval", "10", "--validate-interval", "1"))
     return save_dir
 
 
