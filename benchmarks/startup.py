@@ -25,7 +25,7 @@ import muppet_fairseq
 from benchmarks.corpus import FORMS, DatasetLengths, corpus
 from benchmarks.measure import Target, spread
 from benchmarks.training import collate, open_task
-from muppet_fairseq.data.iterator import _give_back_memory as give_back_memory
+from muppet_fairseq.data.iterator import give_back_memory
 from muppet_fairseq.data.schedule import BatchSchedule, SubBatchLimits
 from muppet_fairseq.data.tokenizer import Tokenizer
 from muppet_fairseq.errors import MuppetError

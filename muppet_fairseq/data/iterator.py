@@ -38,7 +38,7 @@ def sub_batches_per_update(wanted: int | None, workers: int, update_freq: int) -
     return wanted
 
 
-def _give_back_memory() -> None:
+def give_back_memory() -> None:
     """Return to the system what was freed: glibc keeps the blocks of planning, which are as large as the data."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -145,7 +145,7 @@ class ScheduleIterator(EpochBatchIterator):
         if key not in self._shares:
             self._shares.clear()  # before the next is planned, which takes memory
             self._shares[key] = self._plan_share(*key)
-            _give_back_memory()
+            give_back_memory()
         return self._shares[key]
 
     def _plan_share(self, epoch: int, sub_batches_per_update: int, done: int) -> Share:

@@ -22,7 +22,6 @@ from fairseq.modules import MultiheadAttention, gelu
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor, nn
-from torch._dynamo import config as dynamo_config
 from torch.nn import functional as F
 
 from muppet_fairseq.errors import MuppetError
@@ -283,8 +282,10 @@ def compile_layers(model: nn.Module) -> None:
     ):
         if wrong:
             raise MuppetError(f"{sentence}, or do without --compile")
+    from torch._dynamo import config  # which takes seconds to import, at every start
+
     # the layers share their code: with and without padding, a gradient, one row, and the last layer
-    dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, 64)
+    config.recompile_limit = max(config.recompile_limit, 64)
     for layer in layers:
         layer.compile(dynamic=True)
 
