@@ -84,8 +84,9 @@ def write_for_ranking(dataset: CommonsenseDataset, examples: np.ndarray, source:
     """Write ``examples`` as ``sentence_ranking`` reads them: the question as ``input0``, choices as ``input1`` on."""
     choices = int(dataset.rows[examples[0]])
     columns = {"input0": [dataset.context[i] for i in examples]}
+    first = [dataset.first_choice.before(int(i)) for i in examples]
     for number in range(choices):
-        columns[f"input{number + 1}"] = [dataset.choices[dataset.first_choice[i] + number] for i in examples]
+        columns[f"input{number + 1}"] = [dataset.choices[begin + number] for begin in first]
     for name, column in columns.items():
         (folder / name).mkdir(parents=True)
         builder = make_builder(str(folder / name / "train.bin"), impl="mmap", vocab_size=dataset.layout.vocabulary)

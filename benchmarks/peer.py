@@ -25,8 +25,9 @@ from muppet_fairseq.data.multitask import MultitaskDataset
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families import FAMILIES
 from muppet_fairseq.families.base import Sample
-from muppet_fairseq.hf import import_hf
+from muppet_fairseq.hf import import_hf, open_source
 from muppet_fairseq.hf_tokenizer import read_vocabulary
+from muppet_fairseq.packages import default_cache
 from muppet_fairseq.trainer import MuppetTrainer
 
 LR, WARMUP = 2e-5, 0.1
@@ -41,7 +42,7 @@ Step = Callable[[list[Sample]], None]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, help="data-bin folder, made with the encoder's tokenizer")
     parser.add_argument("--suite", required=True, help="suite file, or names with commas between")
-    parser.add_argument("--encoder", type=Path, required=True, metavar="DIR", help="BERT or RoBERTa as saved there")
+    parser.add_argument("--encoder", required=True, metavar="SOURCE", help="as for 'muppet import-hf'")
     parser.add_argument("--updates", type=int, default=16, help="ours: of the epoch's first (default: %(default)s)")
     parser.add_argument("--max-positions", type=int, default=128, help="default: %(default)s")
     parser.add_argument("--max-tokens", type=int, default=2048, help="ours: of a sub-batch (default: %(default)s)")
@@ -61,11 +62,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         MuppetError: something cannot be used, or the two encoders are not the same.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = _open_trainer(args, Path(folder))
+    with open_source(args.encoder, default_cache()) as source, tempfile.TemporaryDirectory() as folder:
+        trainer = _open_trainer(args, source, Path(folder))
+        encoder = _open_encoder(source, args.attention_dropout)
+        ids = torch.tensor(_ids(source, encoder.config), device=trainer.device)
     dataset = trainer.task.datasets["train"]
-    encoder = _open_encoder(args.encoder, args.attention_dropout)
-    ids = torch.tensor(_ids(args.encoder, encoder.config), device=trainer.device)
     peer = Peer(encoder, ids, trainer).to(trainer.device)
     difference = _difference(trainer, peer, dataset)
 
@@ -111,9 +112,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 # -- ours ---------------------------------------------------------------------------------------------
 
 
-def _open_trainer(args: argparse.Namespace, folder: Path) -> MuppetTrainer:
-    """The trainer of ``fairseq-train --task muppet``, with the encoder's weights and the training set loaded."""
-    imported = import_hf(args.encoder, folder / "encoder")["options"]
+def _open_trainer(args: argparse.Namespace, source: Path, folder: Path) -> MuppetTrainer:
+    """The trainer of ``fairseq-train --task muppet``, with the weights of ``source`` and the training set loaded."""
+    imported = import_hf(source, folder / "encoder")["options"]
     model = {key: value for key, value in imported.items() if key not in ("_name", "arch", "max_positions")}
     model["attention_dropout"] = args.attention_dropout
     words = {
@@ -148,7 +149,8 @@ def _open_trainer(args: argparse.Namespace, folder: Path) -> MuppetTrainer:
 
 
 def _our_updates(trainer: MuppetTrainer) -> list[Update]:
-    schedule = trainer.get_train_iterator(epoch=1).schedule(1)
+    iterator = trainer.get_train_iterator(epoch=1)
+    schedule = iterator.plan(1, iterator.sub_batches_per_update(1))
     return [[schedule[sub_batch] for sub_batch in update if sub_batch >= 0] for update in schedule.updates]
 
 
@@ -213,7 +215,7 @@ class Peer(nn.Module):
         spec = self.specs[sample["dataset"]]
         family, head = FAMILIES[spec.family], self.heads[spec.name]
 
-        def scores(src_tokens: Tensor, head: nn.Module) -> Tensor:
+        def scores(src_tokens: Tensor, head: nn.Module, padded: bool) -> Tensor:
             features = self.features(src_tokens)
             return head(features[:, 0] if head.level == "sentence" else features)
 

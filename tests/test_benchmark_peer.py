@@ -79,7 +79,7 @@ def test_the_two_are_the_same_model(data, encoder, tmp_path, capsys):
     model.save_pretrained(other)
     parser = argparse.ArgumentParser()
     peer.add_arguments(parser)
-    trainer = peer._open_trainer(parser.parse_args(arguments(data, encoder)[1:]), tmp_path)
+    trainer = peer._open_trainer(parser.parse_args(arguments(data, encoder)[1:]), encoder, tmp_path)
     dataset = trainer.task.datasets["train"]
     for folder, same in ((encoder, True), (other, False)):
         theirs = peer._open_encoder(folder, 0.1)

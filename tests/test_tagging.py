@@ -159,7 +159,7 @@ def test_words_that_are_not_read_have_no_tag(bert: Tokenizer):
     dataset = laid_out(bert, [LONG], positions=8)
     sample = dataset.collate([dataset[0]])
 
-    def model(src_tokens, head):
+    def model(src_tokens, padded, head):
         return torch.tensor([0.0, 0.0, 0.0, 1.0]).expand(*src_tokens.shape, 4)
 
     (prediction,) = TAGGING.predict(model, sample, CHUNKS, "tags", None)
@@ -171,7 +171,7 @@ def test_the_loss_is_the_mean_over_the_words_that_are_read(bert: Tokenizer):
     dataset = laid_out(bert, [LONG, {"words": ["who", "is"], "tags": ["O", "B-ADJP"]}], positions=8, training=True)
     sample = dataset.collate([dataset[0], dataset[1]])
     scores = torch.randn(2, 8, 4, requires_grad=True)
-    logits = TAGGING.logits(lambda src_tokens, head: scores, sample, "tags")
+    logits = TAGGING.logits(lambda src_tokens, padded, head: scores, sample, "tags")
     losses = TAGGING.loss(logits, sample, 0.0)
     shares = scores.log_softmax(dim=2)
     expected = [-(shares[0, 1, 0] + shares[0, 2, 2] + shares[0, 3, 1] + shares[0, 4, 0]) / 4, -shares[1, 1, 3]]

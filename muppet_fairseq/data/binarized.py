@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ _LABEL_OFFSET = Dictionary().nspecial
 _INDEX_HEADER = struct.Struct("<9sQBQ")
 #: items of an index that are looked at at a time
 _BLOCK = 1 << 14
+#: numpy reads a header as Python, of whose parser two threads at once break each other's count (Python 3.11)
+_PARSING = threading.Lock()
 #: bytes of a file that are read at a time: they stay in the cache for all that is done with them
 _READ = 1 << 18
 
@@ -295,7 +298,8 @@ class BinarizedSplit:
         path = self.path(stream).with_name(f"{self.split}.npy")
         try:
             # not np.load, which would also open an archive; pickled objects are refused
-            values = np.lib.format.open_memmap(path, mode="r")
+            with _PARSING:
+                values = np.lib.format.open_memmap(path, mode="r")
         except Exception as error:  # numpy raises what it likes for a damaged header
             reason = " ".join(str(error).split())[:200]
             raise MuppetError(f"{path} is broken ({reason}); prepare the dataset again") from None

@@ -98,8 +98,8 @@ class MuppetBartModel(WithHeads, BARTModel):
     def set_beam_size(self, beam: int) -> None:
         """Let cross-attention serve ``beam`` hypotheses with one row of encoder states; 1 undoes it.
 
-        While it is set, ve-fairseq 0.12.3 takes every forward for a search: the rows of a batch that is a multiple of
-        ``beam`` would get each other's encoder states.
+        While it is set, ve-fairseq 0.12.3 takes every forward of its decoder for a search: the rows of a batch that is
+        a multiple of ``beam`` would get each other's encoder states.
         """
         super().set_beam_size(beam)
         if beam == 1:
