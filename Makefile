@@ -7,7 +7,7 @@
 # Both are remembered until they are given again.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-faults clean FORCE
+.PHONY: help setup quickstart test test-slow test-faults benchmarks clean FORCE
 export PYTHON TORCH
 
 READY := .venv/.ready
@@ -18,6 +18,7 @@ help:
 	@echo "make test         check the style and run the tests"
 	@echo "make test-slow    the tests that take longer, as training a small BART on real data (some twenty minutes)"
 	@echo "make test-faults  kill, starve and poison training runs, hundreds of times (some twenty minutes); writes results/faults"
+	@echo "make benchmarks   what things cost, beside what one would use instead (some forty minutes); writes results/benchmarks"
 	@echo "make setup        only make .venv; TORCH= and PYTHON= choose others (see the Makefile)"
 	@echo "make clean        remove .venv and what tools left behind; data and runs stay"
 
@@ -37,6 +38,9 @@ test-slow: $(READY)
 
 test-faults: $(READY)
 	@$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest tests/faults --faults results/faults --numprocesses 2 --dist loadgroup
+
+benchmarks: $(READY)
+	@$(IN_VENV) sh results/benchmarks/run.sh
 
 # .ci/make_venv.py writes the stamp last, so an interrupted set-up is done again
 $(READY): setup.py pyproject.toml .ci/make_venv.py $(if $(PYTHON)$(TORCH),FORCE)

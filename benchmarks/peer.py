@@ -19,7 +19,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.logging import metrics
 from torch import Tensor, nn
 
-from benchmarks.measure import Target, in_turns, ratio, spread
+from benchmarks.measure import Target, in_turns, spread
 from benchmarks.training import collate
 from muppet_fairseq.data.multitask import MultitaskDataset
 from muppet_fairseq.errors import MuppetError
@@ -54,10 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Return, for a part of an epoch, the same examples for all, examples/s, padding and what the ratio is made of.
+    """Return, for an epoch of the same examples, examples/s, padding and what the ratio is made of.
 
     Three kinds take turns: ``ours``, ``theirs``, and their loop on our sub-batches, which tells apart what comes from
-    the batches and what from the step.
+    the batches and what from the step. Each trains on its epoch's first updates, which both orders fill with all
+    datasets; their seconds are scaled to the whole epoch by the padded tokens that it computes.
 
     Raises:
         MuppetError: something cannot be used, or the two encoders are not the same.
@@ -70,37 +71,34 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     peer = Peer(encoder, ids, trainer).to(trainer.device)
     difference = _difference(trainer, peer, dataset)
 
-    epoch = _our_updates(trainer)
-    ours = epoch[: args.updates]
-    examples = np.concatenate([batch for update in ours for batch in update])
-    group = partial(random_updates, dataset, args.batch_size, args.questions, args.update_freq)
-    theirs = group(examples)
-    updates = {"ours": ours, "theirs": theirs, "theirs on our batches": ours}
-    step = _their_step(peer, len(theirs) + len(ours))
+    epochs = {"ours": _our_updates(trainer)}
+    epochs["theirs"] = random_updates(dataset, args.batch_size, args.questions, args.update_freq)
+    epochs["theirs on our batches"] = epochs["ours"]
+    updates = {kind: epoch[: args.updates] for kind, epoch in epochs.items()}
+    step = _their_step(peer, 2 * args.updates)
     steps = {"ours": partial(_our_step, trainer), "theirs": step, "theirs on our batches": step}
-    rounds = min(args.rounds, len(ours), len(theirs))
+    rounds = min(args.rounds, *map(len, updates.values()))
     kinds = {kind: partial(_pass, dataset, _parts(updates[kind], rounds), steps[kind]) for kind in updates}
     # the first round, which is not counted, is the last part
     seconds = in_turns(kinds, rounds, warm_up=1, device=trainer.device.type)
 
-    figures = {kind: _describe(dataset, updates[kind]) | {"seconds": spread(seconds[kind])} for kind in updates}
-    total = {kind: sum(values) for kind, values in seconds.items()}
+    figures, total = {}, {}
+    for kind in kinds:
+        figures[kind] = _describe(dataset, updates[kind]) | {"seconds": spread(seconds[kind])}
+        figures[kind]["padded tokens of the epoch"] = _padded(dataset, epochs[kind])
+        share = figures[kind]["padded tokens"] / figures[kind]["padded tokens of the epoch"]
+        total[kind] = sum(seconds[kind]) / share
     faster = round(total["theirs"] / total["ours"], 3)
     what = f"examples/s of {len(dataset.datasets)} datasets / plain loop, {args.max_positions} positions"
     return {
         "encoder": f"{encoder.config.model_type}, {encoder.config.num_hidden_layers} x {encoder.config.hidden_size}",
         "device": trainer.device.type,
         "threads": torch.get_num_threads(),
-        "examples": len(examples),
+        "examples": len(dataset),
         "datasets": len(dataset.datasets),
         "largest difference of the two at the start": difference,
         "figures": figures,
-        "padded tokens of a whole epoch": {
-            "ours": _padded(dataset, epoch),
-            "theirs": _padded(dataset, group(np.arange(len(dataset)))),
-        },
-        "examples/s": {kind: round(len(examples) / value, 2) for kind, value in total.items()},
-        "ratio of each part": ratio(seconds, "theirs", "ours"),
+        "examples/s": {kind: round(len(dataset) / value, 2) for kind, value in total.items()},
         "made of": {
             "batches": round(total["theirs"] / total["theirs on our batches"], 3),
             "step": round(total["theirs on our batches"] / total["ours"], 3),
@@ -223,16 +221,13 @@ class Peer(nn.Module):
         return family.loss(family.logits(scores, sample, head), sample, 0.0).mean()
 
 
-def random_updates(
-    dataset: MultitaskDataset, batch_size: int, questions: int, update_freq: int, examples: np.ndarray
-) -> list[Update]:
-    """Random batches of fixed size from each dataset, each of ``examples`` (global indices) once, in random order: so
-    datasets come in proportion to their number of batches."""
+def random_updates(dataset: MultitaskDataset, batch_size: int, questions: int, update_freq: int) -> list[Update]:
+    """Random batches of fixed size from each dataset, each example once, in random order: so datasets come in
+    proportion to their number of batches."""
     rng = np.random.default_rng(1)
-    batches = []
-    examples, begin = np.sort(examples), 0
-    for sizes, end in zip(dataset.sizes_by_dataset(), dataset.ends, strict=True):
-        own = rng.permutation(examples[(examples >= begin) & (examples < end)])
+    batches, begin = [], 0
+    for sizes, end in zip(dataset.sizes_by_dataset(), dataset.ends.tolist(), strict=True):
+        own = rng.permutation(np.arange(begin, end))
         size = questions if sizes.rows.max() > 1 else batch_size
         batches += [own[first : first + size] for first in range(0, len(own), size)]
         begin = end

@@ -48,10 +48,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 planned = process.submit(measure, Path(name), args.workers, args.max_tokens, args.rounds).result()
         figures[f"{args.examples * times / 1e6:g} million examples"] = {"items": items} | planned
     small, large = figures.values()
-    ratio = large["seconds"]["median"] / LARGER / small["seconds"]["median"]
+    ratio = large["cpu_seconds"]["median"] / LARGER / small["cpu_seconds"]["median"]
     count = f"{args.examples / 1e6:g} million examples"
     targets = [
-        Target(f"CPU seconds to plan {count}", small["seconds"]["median"], 2.0, at_least=False),
+        Target(f"seconds to plan {count}", small["seconds"]["median"], 2.0, at_least=False),
         Target(f"MB at most while planning {count}", small["peak_mb"], 500.0, at_least=False),
         Target(f"CPU seconds for {LARGER} x as many, / {LARGER}, / those for {count}", ratio, 1.2, at_least=False),
         Target(
@@ -98,7 +98,7 @@ def read_sizes(folder: Path) -> list[Sizes]:
 def measure(folder: Path, workers: int, max_tokens: int, rounds: int) -> dict[str, Any]:
     """Plan the first epoch as a worker does, once for the memory and then for the time.
 
-    It is the time of the process on a processor: planning has one thread, and on a shared machine it may have to wait.
+    Planning has one thread: where its seconds are more than those of the processor, it had to wait for others.
     """
     datasets = read_sizes(folder)
     # the first use of numpy's functions is not counted
@@ -108,14 +108,16 @@ def measure(folder: Path, workers: int, max_tokens: int, rounds: int) -> dict[st
     with _Peak() as peak:
         share = iterator.share(1)
     kept = _own_memory() - before
-    seconds = []
+    seconds, cpu_seconds = [], []
     for _ in range(rounds):
-        begin = time.process_time()
+        begin, cpu_begin = time.perf_counter(), time.process_time()
         _iterator(datasets, workers, max_tokens).share(1)
-        seconds.append(time.process_time() - begin)
+        seconds.append(time.perf_counter() - begin)
+        cpu_seconds.append(time.process_time() - cpu_begin)
     return {
         "sub_batches": share.sub_batches,
         "seconds": spread(seconds),
+        "cpu_seconds": spread(cpu_seconds),
         "peak_mb": round((peak.bytes - before) / 1e6, 1),
         "kept_mb": round(kept / 1e6, 1),
     }

@@ -19,7 +19,7 @@ python -m preprocess prepare --datasets $more --tokenizer runs/minilm/encoder --
 measure overhead overhead $data
 measure choices choices $data
 measure peer_128 peer $data --suite $suite --encoder $encoder
-measure peer_256 peer $data --suite $suite --encoder $encoder --max-positions 256 --max-tokens 2200 --updates 12
+measure peer_256 peer $data --suite $suite --encoder $encoder --max-positions 256 --max-tokens 2200 --updates 8
 measure padding padding
 measure balance balance
 measure planning planning --rounds 2
