@@ -19,12 +19,11 @@ python -m preprocess prepare --datasets $more --tokenizer runs/minilm/encoder --
 measure overhead overhead $data
 measure choices choices $data
 measure peer_128 peer $data --suite $suite --encoder $encoder
-measure peer_256 peer $data --suite $suite --encoder $encoder --max-positions 256 --max-tokens 2200 --updates 8
 measure padding padding
 measure balance balance
 measure planning planning --rounds 2
 measure startup startup $data --arch muppet_bart_tiny
-measure r3f_roberta r3f $data --suite mini_boolq,mini_openbookqa,mini_disflqa --arch muppet_minilm --steps 6
+measure r3f_roberta r3f $data --suite mini_boolq,mini_openbookqa,mini_disflqa --arch muppet_minilm
 measure r3f_bart r3f $data --suite mini_boolq,mini_openbookqa,mini_disflqa,mini_xsum --arch muppet_bart_small --steps 6
 measure heads heads $data
 measure memory memory $data
