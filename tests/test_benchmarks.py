@@ -1,11 +1,13 @@
 """Benchmarks run and print what they measured."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.measure import Target, in_turns, ratio, spread
+from benchmarks.table import markdown
 
 
 def test_kinds_take_turns():
@@ -47,6 +49,13 @@ def test_r3f_cost(data, capsys):
     assert target["value"] == pytest.approx(noised / plain, rel=0.01)
     # twice the rows, once the optimizer
     assert 1 < target["value"] < 4
+
+
+@pytest.mark.parametrize("page", ["README.md", "results/benchmarks/README.md"])
+def test_the_pages_show_what_was_measured(page):
+    root = Path(__file__).parents[1]
+    table = markdown(sorted((root / "results" / "benchmarks").glob("*.json")))
+    assert table in (root / page).read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ measure choices choices $data
 measure peer_128 peer $data --suite $suite --encoder $encoder
 measure padding padding
 measure balance balance
-measure planning planning --rounds 2
+measure planning planning
 measure startup startup $data --arch muppet_bart_tiny
 measure r3f_roberta r3f $data --suite mini_boolq,mini_openbookqa,mini_disflqa --arch muppet_minilm
 measure r3f_bart r3f $data --suite mini_boolq,mini_openbookqa,mini_disflqa,mini_xsum --arch muppet_bart_small --steps 6
