@@ -148,8 +148,8 @@ def test_memory_is_of_whole_processes(data, capsys):
     result = printed(capsys, "memory", str(data), "--length", "16", "--updates", "2", "--processes", "1")
     figures = result["figures"]
     for kind in ("fairseq", "muppet"):
-        # importing PyTorch alone takes more than 100 MB
-        assert 1e8 < figures[kind]["imports"]["median"] < figures[kind]["peak"]["median"]
+        # importing PyTorch alone takes more than 100 MB, and at times more than a tiny model in training
+        assert 1e8 < figures[kind]["imports"]["median"] <= figures[kind]["peak"]["median"]
     assert result["targets"][0]["value"] == pytest.approx(
         figures["muppet"]["peak"]["median"] / figures["fairseq"]["peak"]["median"], rel=1e-3
     )
