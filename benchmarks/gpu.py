@@ -2,8 +2,8 @@
 
 All three train a classifier from random weights on made-up rows: forward, backward, clipping and the optimizer, one
 update a sub-batch, each as it is normally set up. Ours and fairseq keep the model in bf16 and a float32 copy for the
-optimizer, as ``fairseq-train --bf16`` does; transformers keeps float32 parameters and computes under autocast, as its
-``Trainer`` does with ``bf16=True``, with PyTorch's attention and fused AdamW.
+optimizer, as ``fairseq-train --bf16`` does, each with its own Adam; transformers keeps float32 parameters and computes
+under autocast, as its ``Trainer`` does with ``bf16=True``, with PyTorch's attention and fused AdamW.
 
 Workloads: ``fed``, rows of many lengths, ours in sub-batches of like lengths as our schedule makes them, the others in
 random order, filled up to as many padded tokens and padded to the longest row; ``same``, our sub-batches for all;
@@ -45,6 +45,7 @@ from muppet_fairseq.data.schedule import BatchSchedule, Sizes, SubBatchLimits
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families.base import Sample, pad_rows
 from muppet_fairseq.models.layers import compile_layers
+from muppet_fairseq.optimizer import fused_adam
 from muppet_fairseq.spec import DatasetSpec
 from muppet_fairseq.tasks.muppet import MuppetTask, MuppetTaskConfig
 
@@ -198,7 +199,8 @@ def _kinds(size: str, args: argparse.Namespace, task: MuppetTask) -> tuple[dict[
         model = build_model(task, f"muppet_roberta_{size}").to(args.device).train()
         if name != "ours":
             compile_layers(model)
-        optimizer = _fairseq_optimizer(model.bfloat16(), args)
+        with fused_adam():
+            optimizer = _bf16_optimizer(model.bfloat16(), args)
         criterions = {
             name: MuppetCriterion(task, "log", 0.1),
             f"{name}, R3F": MuppetR3FCriterion(task, "log", 0.1, r3f_lambda=1.0, eps=1e-5, noise_type="uniform"),
@@ -226,7 +228,7 @@ def _our_update(
     _update(criterion(model, sample)[0], optimizer)
 
 
-def _fairseq_optimizer(model: nn.Module, args: argparse.Namespace) -> FP16Optimizer:
+def _bf16_optimizer(model: nn.Module, args: argparse.Namespace) -> FP16Optimizer:
     """What ``fairseq-train --bf16 --optimizer adam`` makes."""
     config = OmegaConf.structured(FairseqConfig())
     config.common.bf16, config.common.cpu = True, args.device == "cpu"
@@ -246,7 +248,7 @@ def _update(loss: Tensor, optimizer: FP16Optimizer) -> None:
 def _fairseq_update(sizes: Namespace, task: MuppetTask, args: argparse.Namespace) -> Callable[[Rows], None]:
     model = RobertaModel.build_model(Namespace(max_positions=args.max_positions, **_sizes(sizes)), task)
     model.register_classification_head("sentence_classification_head", num_classes=CLASSES)
-    optimizer = _fairseq_optimizer(model.to(args.device).bfloat16().train(), args)
+    optimizer = _bf16_optimizer(model.to(args.device).bfloat16().train(), args)
     criterion = SentencePredictionCriterion(SentencePredictionConfig(), types.SimpleNamespace(label_dictionary=None))
 
     def update(rows: Rows) -> None:

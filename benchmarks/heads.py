@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks import overhead
-from benchmarks.measure import Target, in_turns, ratio, spread
+from benchmarks.measure import Target, compared, in_turns
 from benchmarks.trainers import Side, words_of_muppet
 from muppet_fairseq.tasks.muppet import MuppetTask, MuppetTaskConfig
 from muppet_fairseq.trainer import MuppetTrainer
@@ -43,8 +43,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "many": lambda number: many.update([samples[number % len(samples)] | {"dataset": number % args.heads}]),
     }
     seconds = in_turns(kinds, args.updates, device=str(one.trainer.device))
-    figures = {kind: spread(values) for kind, values in seconds.items()}
-    figures["ratio"] = ratio(seconds, "many", "one")
+    figures = compared(seconds, "many", "one")
     what = f"update with {args.heads} heads / with one, {args.size}"
     return {
         "size": args.size,

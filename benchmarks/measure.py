@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class Target:
 def in_turns(
     kinds: Mapping[str, Callable[[int], Any]], rounds: int, *, warm_up: int = 2, device: str = "cpu"
 ) -> dict[str, list[float]]:
-    """Time each kind once a round; every other round they go backwards, for the first one finds colder caches.
+    """Time each kind once a round, in :func:`turns`.
 
     Args:
         kinds: each is called with the number of the round, from 0.
@@ -49,7 +50,7 @@ def in_turns(
     """
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     for number in tqdm(range(warm_up + rounds), unit=" rounds", disable=None, leave=False):
-        for kind in list(kinds) if number % 2 else reversed(kinds):
+        for kind in turns(kinds, number):
             _wait(device)
             started = time.perf_counter()
             kinds[kind](number)
@@ -57,6 +58,11 @@ def in_turns(
             if number >= warm_up:
                 seconds[kind].append(time.perf_counter() - started)
     return seconds
+
+
+def turns(kinds: Mapping[str, Any], number: int) -> list[str]:
+    """The order of a round: every other one goes backwards, for the first kind finds colder caches."""
+    return list(kinds) if number % 2 else list(reversed(kinds))
 
 
 def _wait(device: str) -> None:
@@ -73,6 +79,19 @@ def spread(values: list[float]) -> dict[str, Any]:
 def ratio(seconds: Mapping[str, list[float]], of: str, to: str) -> dict[str, Any]:
     """:func:`spread` of ``of``'s seconds divided by ``to``'s of the same round."""
     return spread([a / b for a, b in zip(seconds[of], seconds[to], strict=True)])
+
+
+def compared(seconds: Mapping[str, list[float]], of: str, to: str) -> dict[str, Any]:
+    """:func:`spread` of each kind's seconds, and :func:`ratio`."""
+    return {kind: spread(values) for kind, values in seconds.items()} | {"ratio": ratio(seconds, of, to)}
+
+
+def memory(pid: int | str) -> dict[str, float]:
+    """Memory of a process in MB: its own (``anonymous``), pages of files (``files``), and the most of both together
+    (Linux only)."""
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    names = {"anonymous": "RssAnon", "files": "RssFile", "peak": "VmHWM"}
+    return {name: int(fields[field].split()[0]) * 1024 / 1e6 for name, field in names.items()}
 
 
 def _short(value: float) -> float:

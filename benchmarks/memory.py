@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Target, spread
+from benchmarks.measure import Target, spread, turns
 from benchmarks.trainers import add_model_arguments, words_of_muppet, words_of_stock
 from muppet_fairseq.data.tokenizer import Tokenizer
 from muppet_fairseq.errors import MuppetError
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         words = trains(args, folder)
         found = {kind: [] for kind in words}
         for number in range(args.processes):
-            for kind in list(words) if number % 2 else reversed(words):
+            for kind in turns(words, number):
                 found[kind].append(train(words[kind]))
     figures: dict[str, Any] = {
         kind: {key: spread([one[key] for one in each]) for key in each[0]} for kind, each in found.items()

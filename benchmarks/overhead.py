@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from fairseq.trainer import Trainer
 
-from benchmarks.measure import Target, in_turns, ratio, spread
+from benchmarks.measure import Target, compared, in_turns
 from benchmarks.trainers import Side, add_model_arguments, copy_weights, words_of_muppet, words_of_stock
 from benchmarks.training import sub_batches_of
 from muppet_fairseq.errors import MuppetError
@@ -38,8 +38,9 @@ def sub_batches(ours: Side, args: argparse.Namespace) -> list[np.ndarray]:
     """Examples of as many sub-batches as there are updates, at random. Raises MuppetError where there are fewer."""
     (dataset,) = ours.dataset.datasets
     all_of_them = sub_batches_of(ours.trainer.task, args.max_tokens)[args.dataset]
+    lengths = dataset.lengths
     # stock fairseq does not cut what is too long
-    whole = [examples for examples in all_of_them if dataset.lengths[examples].max() < args.max_positions]
+    whole = [examples for examples in all_of_them if lengths[examples].max() < args.max_positions]
     if len(whole) < args.updates:
         raise MuppetError(f"{args.dataset} has {len(whole)} sub-batches; lower --updates or --max-tokens")
     return [whole[i] for i in np.random.default_rng(1).permutation(len(whole))[: args.updates]]
@@ -55,8 +56,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "muppet": lambda number: ours.update([samples[ours][number % len(chosen)]]),
     }
     seconds = in_turns(kinds, args.updates, device=str(ours.trainer.device))
-    figures = {kind: spread(values) for kind, values in seconds.items()}
-    figures["ratio"] = ratio(seconds, "fairseq", "muppet")
+    figures = compared(seconds, "fairseq", "muppet")
     what = f"updates/s / stock fairseq's, {args.size}, {args.dataset}"
     return {
         "size": args.size,

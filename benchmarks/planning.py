@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import tempfile
 import threading
 import time
@@ -16,7 +15,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from benchmarks.corpus import FORMS, corpus, laid_out
-from benchmarks.measure import Target, spread
+from benchmarks.measure import Target, memory, spread
 from muppet_fairseq.data.iterator import ScheduleIterator
 from muppet_fairseq.data.schedule import BatchSchedule, Sizes, SubBatchLimits
 from preprocess.catalog import CATALOG
@@ -103,11 +102,11 @@ def measure(folder: Path, workers: int, max_tokens: int, rounds: int) -> dict[st
     datasets = read_sizes(folder)
     # the first use of numpy's functions is not counted
     _iterator(datasets[:1], workers, max_tokens).share(1)
-    before = _own_memory()
+    before = memory("self")["anonymous"]
     iterator = _iterator(datasets, workers, max_tokens)
     with _Peak() as peak:
         share = iterator.share(1)
-    kept = _own_memory() - before
+    kept = memory("self")["anonymous"] - before
     seconds, cpu_seconds = [], []
     for _ in range(rounds):
         begin, cpu_begin = time.perf_counter(), time.process_time()
@@ -118,8 +117,8 @@ def measure(folder: Path, workers: int, max_tokens: int, rounds: int) -> dict[st
         "sub_batches": share.sub_batches,
         "seconds": spread(seconds),
         "cpu_seconds": spread(cpu_seconds),
-        "peak_mb": round((peak.bytes - before) / 1e6, 1),
-        "kept_mb": round(kept / 1e6, 1),
+        "peak_mb": round(peak.megabytes - before, 1),
+        "kept_mb": round(kept, 1),
     }
 
 
@@ -140,23 +139,17 @@ def _iterator(datasets: list[Sizes], workers: int, max_tokens: int) -> ScheduleI
     )
 
 
-def _own_memory() -> int:
-    """Resident memory of this process that is no file's, in bytes."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(r"^RssAnon:\s+(\d+)", status, re.MULTILINE)[1])
-
-
 class _Peak(threading.Thread):
     """The most memory of this process inside a ``with``."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.bytes = 0
+        self.megabytes = 0.0
         self._ended = threading.Event()
 
     def run(self) -> None:
         while not self._ended.wait(_INTERVAL):
-            self.bytes = max(self.bytes, _own_memory())
+            self.megabytes = max(self.megabytes, memory("self")["anonymous"])
 
     def __enter__(self) -> _Peak:
         self.start()

@@ -11,7 +11,7 @@ import torch
 from fairseq import utils
 from torch import nn
 
-from benchmarks.measure import Target, in_turns, ratio, spread
+from benchmarks.measure import Target, compared, in_turns
 from benchmarks.training import build_model, collate, open_task, sub_batches_of
 from muppet_fairseq.criterions.muppet import MuppetCriterion
 from muppet_fairseq.criterions.muppet_r3f import MuppetR3FCriterion
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             samples = utils.move_to_cuda(samples)
         kinds = {kind: partial(_step, model, criterions[kind], optimizer, samples, task) for kind in criterions}
         seconds = in_turns(kinds, args.steps, device=args.device)
-        figures[name] = {kind: spread(seconds[kind]) for kind in kinds} | {"ratio": ratio(seconds, "r3f", "plain")}
+        figures[name] = compared(seconds, "r3f", "plain")
         for kind in kinds:
             totals[kind] += figures[name][kind]["median"]
     cost = round(totals["r3f"] / totals["plain"], 3)

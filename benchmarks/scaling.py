@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import muppet_fairseq
-from benchmarks.measure import Target, ratio, spread
+from benchmarks.measure import Target, ratio, spread, turns
 from muppet_fairseq.errors import MuppetError, sentences_in
 from muppet_fairseq.study import processes
 from muppet_fairseq.study.commands import Command
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for freq in args.update_freq:
         seconds: dict[str, list[float]] = {name: [] for name in kinds}
         for number in range(args.rounds):
-            for name in list(kinds) if number % 2 else reversed(kinds):
+            for name in turns(kinds, number):
                 print(f"benchmarks: update-freq {freq}, round {number + 1}: {name}", file=sys.stderr)
                 seconds[name] += _seconds(args, kinds[name], freq, part)
         figures[f"update-freq {freq}"], best = _compare(seconds, kinds)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import muppet_fairseq
 from benchmarks.corpus import FORMS, DatasetLengths, corpus
-from benchmarks.measure import Target, spread
+from benchmarks.measure import Target, memory, spread
 from benchmarks.training import collate, open_task
 from muppet_fairseq.data.iterator import give_back_memory
 from muppet_fairseq.data.schedule import BatchSchedule, SubBatchLimits
@@ -232,14 +232,6 @@ def _cpu_seconds(pid: int) -> dict[str, float]:
     # user and system time are the twelfth and the next field behind the name
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
     return {"CPU seconds": sum(map(int, fields)) / os.sysconf("SC_CLK_TCK")}
-
-
-def memory(pid: int | str) -> dict[str, float]:
-    """Memory of a process in MB: its own (``anonymous``), pages of files (``files``), and the most of both together
-    (Linux only)."""
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    names = {"anonymous": "RssAnon", "files": "RssFile", "peak": "VmHWM"}
-    return {name: int(fields[field].split()[0]) * 1024 / 1e6 for name, field in names.items()}
 
 
 def _in_a_process(function: Any, *arguments: Any) -> Any:

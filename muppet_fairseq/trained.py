@@ -228,9 +228,9 @@ class TrainedModel:
             progress: called with the number of examples just predicted.
         """
         family, head = FAMILIES[spec.family], self.head_of(spec)
-        if max_tokens is None:
-            max_tokens = max(4096, int((dataset.lengths.astype(np.int64) * dataset.rows).max()))
         sizes = Sizes(spec.name, dataset.lengths, dataset.rows, dataset.written)
+        if max_tokens is None:
+            max_tokens = max(4096, int((sizes.lengths.astype(np.int64) * sizes.rows).max()))
         schedule = BatchSchedule([sizes], SubBatchLimits(max_tokens, None), shuffle=False)
         predictions: list[dict[str, Any]] = [{}] * len(dataset)
         for sub_batch in range(len(schedule)):

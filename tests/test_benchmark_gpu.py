@@ -6,18 +6,24 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
+from fairseq.optim.adam import Adam
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gpu
 from benchmarks.__main__ import main
 from benchmarks.training import build_model
+from muppet_fairseq.optimizer import FusedAdam
 
 TINY = ["--sizes", "tiny", "--max-tokens", "128", "--max-positions", "32", "--sub-batches", "1", "--rounds", "1"]
 
 
 def test_it_runs_on_a_cpu_when_asked(capsys, monkeypatch):
     monkeypatch.setattr(gpu, "VOCABULARY", 200)
+    build, made = gpu._bf16_optimizer, []
+    monkeypatch.setattr(gpu, "_bf16_optimizer", lambda *given: made.append(build(*given)) or made[-1])
     assert main(["gpu", "--device", "cpu", *TINY, "--no-compile", "--peak-tflops", "1"]) == 0
+    # as each trains: ours with its own Adam
+    assert [type(optimizer.fp32_optimizer.optimizer) for optimizer in made] == [FusedAdam, Adam]
     printed = json.loads(capsys.readouterr().out)
     for workload in ("fed", "same", "full"):
         figures = printed["figures"]["tiny"][workload]

@@ -117,7 +117,7 @@ class MultitaskDataset(FairseqDataset):
                 spec.name,
                 dataset.lengths[part],
                 dataset.rows[part],
-                None if dataset.written is None else dataset.written[part],
+                None if (written := dataset.written) is None else written[part],
             )
             for dataset, spec, part in zip(self.datasets, self.specs, parts, strict=True)
         ]

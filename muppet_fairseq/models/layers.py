@@ -139,11 +139,12 @@ class Encoder(TransformerEncoderBase):
             x = x.masked_fill(is_padding.unsqueeze(2), 0.0)
             mask = padding_mask(is_padding, like=x)
         x = x.transpose(0, 1)
-        states = [x]
+        states = [x] if return_all_hiddens else []
         layers = list(self.layers)  # of --encoder-layerdrop, those that are left
         for number, layer in enumerate(layers, start=1):
             x = layer(x, mask, first_only=first_only and number == len(layers))
-            states.append(x)
+            if return_all_hiddens:
+                states.append(x)
         if first_only:
             x = x[:1]  # there may be no layer left
         if self.layer_norm is not None:
@@ -152,7 +153,7 @@ class Encoder(TransformerEncoderBase):
             "encoder_out": [x],
             "encoder_padding_mask": [is_padding],
             "encoder_embedding": [embeddings],
-            "encoder_states": states if return_all_hiddens else [],
+            "encoder_states": states,
             "src_tokens": [],
             "src_lengths": [],
         }
