@@ -55,14 +55,19 @@ def write_fastbpe_tokenizer(folder: Path, texts: Sequence[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     learner = tokenizers.Tokenizer(tokenizers.models.BPE(end_of_word_suffix="</w>"))
     learner.pre_tokenizer = tokenizers.pre_tokenizers.Split(" ", "removed")
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=4000, end_of_word_suffix="</w>", show_progress=False)
+    words = [word for text in texts for word in text.split()]
+    # the trainer numbers letters in the order of a hash table, which differs from run to run, and breaks ties by number
+    letters = sorted({letter for word in words for letter in (*word[:-1], f"{word[-1]}</w>")})
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=4000, end_of_word_suffix="</w>", special_tokens=letters, show_progress=False
+    )
     learner.train_from_iterator((" ".join(text.split()) for text in texts), trainer)
     model = json.loads(learner.to_str())["model"]
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     codes = "".join(f"{first} {second} 1\n" for first, second in merges)
     (folder / "codes").write_text(codes, encoding="utf-8", newline="\n")
     pieces = [piece[:-4] if piece.endswith("</w>") else f"{piece}@@" for piece in model["vocab"]]
-    pieces = [piece for number, piece in enumerate(pieces) if number % 50 != 49]
+    pieces = [piece for number, piece in enumerate(pieces) if number % 50]
     (folder / "dict.txt").write_text("".join(f"{piece} 1\n" for piece in pieces), encoding="utf-8")
     (folder / "config.json").write_text('{"type": "fastbpe"}')
     return folder
