@@ -25,8 +25,8 @@ from muppet_fairseq.data.multitask import MultitaskDataset
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families import FAMILIES
 from muppet_fairseq.families.base import Sample
-from muppet_fairseq.hf import import_hf, open_source
-from muppet_fairseq.hf_tokenizer import read_vocabulary
+from muppet_fairseq.hf.importing import import_hf, open_source
+from muppet_fairseq.hf.vocabulary import read_vocabulary
 from muppet_fairseq.packages import default_cache
 from muppet_fairseq.trainer import MuppetTrainer
 

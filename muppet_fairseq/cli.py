@@ -6,9 +6,10 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from muppet_fairseq import audit, evaluate, hf, plan, release, report, study
+from muppet_fairseq import audit, evaluate, plan, release, report, study
+from muppet_fairseq.hf import importing
 
-COMMANDS = {"plan": plan, "import-hf": hf, "evaluate": evaluate, "release": release}
+COMMANDS = {"plan": plan, "import-hf": importing, "evaluate": evaluate, "release": release}
 COMMANDS |= {"study": study, "report": report, "audit": audit}
 
 

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-from muppet_fairseq import checkpoint_file, cli, hf
+from muppet_fairseq import checkpoint_file, cli
 from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.hf import importing
 from muppet_fairseq.hub import MuppetHub
 from muppet_fairseq.models.roberta import MuppetRobertaModel
 from muppet_fairseq.release import release
@@ -234,7 +235,7 @@ def _in_process(way: str, file: Path, folder: Path, data: Path) -> list[str]:
         "release": lambda: release(file, folder / "out", data),
         "from_pretrained": lambda: MuppetRobertaModel.from_pretrained(folder),
         "torch.hub": lambda: torch.hub.load(str(ROOT), "muppet", source="local", checkpoint=str(folder)),
-        "import-hf": lambda: hf._read_weights(file),
+        "import-hf": lambda: importing._read_weights(file),
     }
     return _said(calls[way])
 

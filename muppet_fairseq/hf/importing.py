@@ -36,7 +36,7 @@ from muppet_fairseq import checkpoint_file
 from muppet_fairseq.data.tokenizer import symbols_sha256
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import new_folder
-from muppet_fairseq.hf_tokenizer import (
+from muppet_fairseq.hf.vocabulary import (
     FAIRSEQ_PAD,
     GPT2_FILES,
     SPECIAL_TOKENS,

