@@ -186,14 +186,15 @@ def test_heads_are_reused_fresh_or_left_out(data, task, tmp_path, caplog):
     other = open_task(data, "animals,choices", reuse_heads=True)
     ours = build(other, seed=5)
     before = {key: value.clone() for key, value in ours.heads.state_dict().items()}
-    with caplog.at_level(logging.INFO, "muppet_fairseq.models.checkpoint"):
+    module = "muppet_fairseq.models.checkpoint"
+    with caplog.at_level(logging.INFO, module):
         after = heads_after_loading(ours, state)
     assert {key.split(".")[0] for key in after} == {"animals", "commonsense"}
     for key, value in after.items():
         expected = state[f"heads.{key}"] if key.startswith("animals.") else before[key]
         assert value.equal(expected), key
         assert not state.get(f"heads.{key}", torch.ones(1)).equal(before[key]), key
-    logged = [record.getMessage() for record in caplog.records]
+    logged = [record.getMessage() for record in caplog.records if record.name == module]
     assert logged == ["heads re-used: animals", "heads fresh: commonsense", "heads left out: pairs"]
 
 
