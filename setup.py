@@ -30,6 +30,7 @@ EXTRAS = {
     "fastbpe": ["fastBPE==0.1.0", "cython>=3"],
     "fairscale": ["fairscale==0.4.13"],  # fairseq's --ddp-backend fully_sharded and slowmo, and --zero-sharding os
     "tasksource": ["tasksource>=0.1.1"],  # its tasks as datasets
+    "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],  # examples/serving/to_onnx.py
     "dev": [
         "pytest>=8",
         "pytest-xdist>=3.5",  # make test: as many processes as cores
@@ -37,7 +38,10 @@ EXTRAS = {
         "setuptools>=69",  # the tests read this file
         "hypothesis>=6.100",
         "ruff==0.17.5",  # exact: what `ruff format --check` accepts changes between versions
-        "transformers>=4.44",  # the reference that imported encoders are compared with
+        "transformers>=4.44",  # the reference that imported and exported models are compared with
+        "onnx>=1.17",  # examples/serving/to_onnx.py
+        "onnxscript>=0.5",
+        "onnxruntime>=1.20",
         "scikit-learn>=1.4",  # the reference for metrics
         "seqeval>=1.2.2",  # the reference for chunks
         "nltk>=3.8",  # reads trees back

@@ -99,6 +99,10 @@ def install(torch: str) -> None:
     fast_bpe = ("--no-build-isolation", "--editable", ".[fastbpe]")
     pip_if_possible("fastBPE, which tests compare with", ("cython>=3",), fast_bpe)
     pip_if_possible("fairscale, which shards models in tests", ("--editable", ".[fairscale]"))
+    # fairseq asks for it and does not need it here; beside a CPU build of PyTorch it may not load, and transformers,
+    # which imports it where it is installed, then does not either
+    if subprocess.run([str(VENV_PYTHON), "-c", "import torchaudio"], capture_output=True).returncode:
+        subprocess.run([str(VENV_PYTHON), "-m", "pip", "uninstall", "--quiet", "--yes", "torchaudio"], check=False)
 
 
 def pip_if_possible(what: str, *steps: tuple[str, ...]) -> None:

@@ -7,9 +7,9 @@ import logging
 from collections.abc import Sequence
 
 from muppet_fairseq import audit, evaluate, plan, release, report, study
-from muppet_fairseq.hf import importing
+from muppet_fairseq.hf import export, importing
 
-COMMANDS = {"plan": plan, "import-hf": importing, "evaluate": evaluate, "release": release}
+COMMANDS = {"plan": plan, "import-hf": importing, "export-hf": export, "evaluate": evaluate, "release": release}
 COMMANDS |= {"study": study, "report": report, "audit": audit}
 
 

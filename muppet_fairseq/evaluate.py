@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from muppet_fairseq import generation
 from muppet_fairseq.data.binarized import BinarizedSplit, open_tokenizer
 from muppet_fairseq.data.tokenizer import dictionary_sha256
 from muppet_fairseq.errors import MuppetError
@@ -39,10 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-tokens", type=int, metavar="N", help="padded tokens x rows of a batch")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
-    search = parser.add_argument_group("generation (family summarization), as in fairseq's generator")
-    for field in fields(GenerationOptions):
-        option = f"--{field.name.replace('_', '-')}"
-        search.add_argument(option, type=type(field.default), default=field.default, help="default: %(default)s")
+    generation.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -78,7 +76,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     trained = TrainedModel.load(checkpoint, dictionary)
     trained.model.to(_device(args.device))
     specs = _specs(trained, args)
-    options = GenerationOptions.of(**{field.name: getattr(args, field.name) for field in fields(GenerationOptions)})
+    options = GenerationOptions.of_arguments(args)
     generator = None
     if any(FAMILIES[spec.family].generates for spec in specs):
         tokenizer = open_tokenizer(args.data, [spec.name for spec in specs])

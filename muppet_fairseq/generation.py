@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -54,6 +55,11 @@ class GenerationOptions:
         return cls(**values)
 
     @classmethod
+    def of_arguments(cls, args: argparse.Namespace) -> GenerationOptions:
+        """Take the arguments of :func:`add_arguments`. Raises MuppetError."""
+        return cls.of(**{field.name: getattr(args, field.name) for field in fields(cls)})
+
+    @classmethod
     def from_json(cls, text: str) -> GenerationOptions:
         """Read options from a JSON object. Raises MuppetError."""
         try:
@@ -63,6 +69,14 @@ class GenerationOptions:
         if not isinstance(values, dict):
             raise MuppetError(f'generation options {text!r} are no JSON object; write {{"beam": 4}}')
         return cls.of(**values)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add an argument for each of :class:`GenerationOptions`."""
+    search = parser.add_argument_group("generation (family summarization), as in fairseq's generator")
+    for field in fields(GenerationOptions):
+        option = f"--{field.name.replace('_', '-')}"
+        search.add_argument(option, type=type(field.default), default=field.default, help="default: %(default)s")
 
 
 class NoRepeatedNgrams(nn.Module):

@@ -7,25 +7,20 @@ import os
 import tarfile
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from muppet_fairseq import checkpoint_file
+from muppet_fairseq.card import datasets_section, training_section
 from muppet_fairseq.data.binarized import open_tokenizer
+from muppet_fairseq.data.tokenizer import Tokenizer
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import new_folder, unwritable
 from muppet_fairseq.models.checkpoint import packed
-from muppet_fairseq.provenance import versions
-from muppet_fairseq.spec import DatasetSpec, read_dataset_json
+from muppet_fairseq.spec import DatasetSpec
 from muppet_fairseq.trained import TrainedModel, model_options, read_checkpoint, task_options
-
-#: of training, what a reader of the card wants to know
-TRAINING_OPTIONS = ("lr", "dropout", "batching", "dataset_sampling", "loss_scaling", "label_smoothing", "seed")
-
-#: a dataset with more classes gets their number in the card, not their names
-MAX_CLASSES = 30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,14 +43,8 @@ def release(checkpoint: Path, out: Path, data: Path | None = None) -> int:
     """
     if out.exists():
         raise MuppetError(f"{out} is there already; name a new folder, or a new file that ends in .tar.gz")
-    state = read_checkpoint(checkpoint)
-    data = Path(state["cfg"]["task"]["data"]) if data is None else data
-    if not (data / "dict.txt").is_file():
-        raise MuppetError(f"{data} is no data-bin folder, it has no dict.txt; name the one of the run with --data")
     # loads as it will for others, or says why not
-    trained = TrainedModel.load(checkpoint, data / "tokenizer" / "dict.txt")
-    names = [spec.name for spec in trained.task.specs]
-    tokenizer = open_tokenizer(data, [name for name in names if (data / name / "dataset.json").is_file()])
+    state, trained, tokenizer, data = open_run(checkpoint, data)
     parameters = sum(parameter.numel() for parameter in trained.model.parameters())
 
     def write(folder: Path) -> None:
@@ -89,6 +78,32 @@ def release(checkpoint: Path, out: Path, data: Path | None = None) -> int:
     return parameters
 
 
+class Run(NamedTuple):
+    """A checkpoint of a run, with what belongs to it.
+
+    Attributes:
+        state: what :func:`read_checkpoint` gives.
+        data: the data-bin.
+    """
+
+    state: dict[str, Any]
+    trained: TrainedModel
+    tokenizer: Tokenizer
+    data: Path
+
+
+def open_run(checkpoint: Path, data: Path | None = None) -> Run:
+    """Open a checkpoint with the tokenizer of its data-bin, that of the run if ``data`` is None. Raises MuppetError."""
+    state = read_checkpoint(checkpoint)
+    data = Path(state["cfg"]["task"]["data"]) if data is None else data
+    if not (data / "dict.txt").is_file():
+        raise MuppetError(f"{data} is no data-bin folder, it has no dict.txt; name the one of the run with --data")
+    trained = TrainedModel.load(checkpoint, data / "tokenizer" / "dict.txt")
+    names = [spec.name for spec in trained.task.specs]
+    tokenizer = open_tokenizer(data, [name for name in names if (data / name / "dataset.json").is_file()])
+    return Run(state, trained, tokenizer, data)
+
+
 def _task_options(state: dict[str, Any], specs: list[DatasetSpec]) -> dict[str, Any]:
     options = task_options(state["cfg"]["task"])
     return {"_name": "muppet", "data": ".", "suite": ",".join(spec.name for spec in specs)} | options
@@ -111,23 +126,7 @@ def _card(state: dict[str, Any], trained: TrainedModel, data: Path, out: Path, p
         f"representations with pre-finetuning, Aghajanyan et al. 2021) on {len(task.specs)} datasets."
     )
     lines += ["", "```python", "from muppet_fairseq.hub import MuppetHub", "", f'hub = MuppetHub.load("{name}")']
-    lines += [*_examples(task.specs), "```", "", "## Datasets", ""]
-    lines += ["| dataset | family | classes | head | licence |", "| --- | --- | --- | --- | --- |"]
-    citations = []
-    for spec, head in zip(task.specs, task.heads, strict=True):
-        about = read_dataset_json(data / spec.name) if (data / spec.name / "dataset.json").is_file() else {}
-        licence = about.get("licence") or "see its authors"
-        # linearised trees have hundreds
-        classes = ", ".join(spec.labels) if len(spec.labels) <= MAX_CLASSES else str(len(spec.labels))
-        lines.append(f"| {spec.name} | {spec.family} | {classes} | {head or 'none'} | {licence} |")
-        if about.get("citation"):
-            citations.append(f"- {spec.name}: {about['citation']}")
-    if citations:
-        lines += ["", "Cite them:", "", *citations]
-    lines += ["", "## How it was made", ""]
-    lines += [f"- `{key}`: {options[key]}" for key in TRAINING_OPTIONS if options.get(key) is not None]
-    lines += [f"- `max_positions`: {task.layout.max_positions} tokens a row"]
-    lines += [f"- {package} {number}" for package, number in versions().items()]
+    lines += [*_examples(task.specs), "```", "", *datasets_section(task, data), "", *training_section(options, task)]
     return "\n".join(lines) + "\n"
 
 

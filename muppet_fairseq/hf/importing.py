@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import itertools
 import json
 import shutil
 import tempfile
@@ -26,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from muppet_fairseq import checkpoint_file
-from muppet_fairseq.data.tokenizer import symbols_sha256
+from muppet_fairseq.data.tokenizer import FILES, symbols_sha256
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import new_folder
 from muppet_fairseq.hf.layout import ModelLayout, read_layout
@@ -35,13 +36,12 @@ from muppet_fairseq.models.checkpoint import DICTIONARY_KEY, UNUSED_PREFIX, pack
 from muppet_fairseq.packages import default_cache, fetch_package
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-SOURCE_FILES = ("config.json", *WEIGHTS, "tokenizer.json", *GPT2_FILES)
+#: a tokenizer, if there is no tokenizer.json
+OTHER_TOKENIZERS = (*GPT2_FILES, "sentencepiece.bpe.model")
+SOURCE_FILES = ("config.json", *WEIGHTS, "tokenizer.json", *OTHER_TOKENIZERS)
 
 #: what an import writes, by the tokenizer's type; :data:`RECORD` says what it was made from
-OUT_FILES = {
-    "bert": ("model.pt", "config.json", "dict.txt", "tokenizer.json"),
-    "gpt2": ("model.pt", "config.json", "dict.txt", "encoder.json", "vocab.bpe"),
-}
+OUT_FILES = {kind: ("model.pt", "config.json", "dict.txt", *files) for kind, files in FILES.items()}
 RECORD = "source.json"
 RECORD_FORMAT = 2
 
@@ -195,7 +195,7 @@ def _source_files(source: Path) -> list[Path]:
         )
     tokenizer = [source / "tokenizer.json"]
     if not tokenizer[0].is_file():
-        tokenizer = [source / name for name in GPT2_FILES]
+        tokenizer = [source / name for name in OTHER_TOKENIZERS]
     return [source / "config.json", weights, *(path for path in tokenizer if path.is_file())]
 
 
@@ -277,7 +277,7 @@ def _check_replaceable(out: Path, force: bool) -> None:
     if not out.is_dir():
         raise MuppetError(f"{out} is a file; name a new folder for the import")
     present = {path.name for path in out.iterdir()}
-    known = {RECORD, *OUT_FILES["bert"], *OUT_FILES["gpt2"]}
+    known = {RECORD, *itertools.chain.from_iterable(OUT_FILES.values())}
     if present and (RECORD not in present or not present <= known):
         raise MuppetError(f"{out} holds other files than an import's; name a new folder for the import")
     if present and not force:
