@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-tokens", type=int, metavar="N", help="padded tokens x rows of a batch")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
-    search = parser.add_argument_group("generation (family summarization), as in fairseq's generator")
+    search = parser.add_argument_group("generation (family summarization), options as in fairseq's generator")
     for field in fields(GenerationOptions):
         option = f"--{field.name.replace('_', '-')}"
         search.add_argument(option, type=type(field.default), default=field.default, help="default: %(default)s")
