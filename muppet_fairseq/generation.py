@@ -1,4 +1,9 @@
-"""Beam search with fairseq's generator: its options, and the way from a source row to a text."""
+"""Beam search with fairseq's generator: its options, and the way from a source row to a text.
+
+It differs from fairseq's in three points. Repeated n-grams are forbidden (:class:`NoRepeatedNgrams`), a text does not
+depend on its batch, and tokens that are forced cost nothing (:class:`FreeWhereForced`). So transformers' ``generate``
+writes the same texts (:mod:`muppet_fairseq.hf.generation_config`).
+"""
 
 from __future__ import annotations
 
@@ -40,6 +45,25 @@ class GenerationOptions:
                 f"the generation option min_len ({self.min_len}) is above max_len_b ({self.max_len_b}); lower it"
             )
 
+    def last_step(self, source: int, positions: int) -> int:
+        """Return the step of the search that forces ``</s>``; step 0 forces ``<s>``, the text lies between.
+
+        Args:
+            source: width of the source rows, in tokens.
+            positions: the model's.
+
+        Raises:
+            MuppetError: ``min_len`` does not fit.
+        """
+        # fairseq's own expression with its max_len_b: another rounds otherwise
+        last = min(int(self.max_len_a * source + (self.max_len_b + 1)), positions - 1)
+        if self.min_len > last - 1:
+            raise MuppetError(
+                f"the generation option min_len is {self.min_len}, but a text may have {last - 1} tokens here "
+                f"(max_len_a, max_len_b and the model's {positions} positions); lower it"
+            )
+        return last
+
     @classmethod
     def of(cls, **values: object) -> GenerationOptions:
         """Check the names and kinds of options that a user gave. Raises MuppetError."""
@@ -73,7 +97,7 @@ class GenerationOptions:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add an argument for each of :class:`GenerationOptions`."""
-    search = parser.add_argument_group("generation (family summarization), as in fairseq's generator")
+    search = parser.add_argument_group("generation (family summarization), options as in fairseq's generator")
     for field in fields(GenerationOptions):
         option = f"--{field.name.replace('_', '-')}"
         search.add_argument(option, type=type(field.default), default=field.default, help="default: %(default)s")
@@ -100,6 +124,27 @@ class NoRepeatedNgrams(nn.Module):
         repeated = (ngrams[:, :, :-1] == begun[:, None]).all(dim=2)
         last = ngrams[:, :, -1]
         return lprobs.scatter_reduce(1, last, lprobs.gather(1, last).masked_fill(repeated, -torch.inf), "amin")
+
+
+class FreeWhereForced(nn.Module):
+    """Lets a token that is forced cost nothing: ``<s>`` at step 0 and ``</s>`` at the ``last``.
+
+    Nothing is chosen there. fairseq counts what the model thinks of these tokens: a text would pay for an end that the
+    limit gave it, and divided by the length, a long one would pay less for ``<s>`` than a short one.
+
+    It has the place of fairseq's block on n-grams, which is called when all but the forced token are forbidden, and
+    calls ``ngrams`` at the other steps.
+    """
+
+    def __init__(self, last: int, ngrams: NoRepeatedNgrams | None) -> None:
+        super().__init__()
+        self.last, self.ngrams = last, ngrams
+
+    def forward(self, tokens: Tensor, lprobs: Tensor, bsz: int, beam_size: int, step: int) -> Tensor:
+        """Return ``lprobs`` ``[R, words]``, with 0 for a forced token."""
+        if step in (0, self.last):
+            return lprobs.masked_fill(lprobs > -torch.inf, 0.0)
+        return lprobs if self.ngrams is None else self.ngrams(tokens, lprobs, bsz, beam_size, step)
 
 
 class Generator:
@@ -135,6 +180,7 @@ class Generator:
 
     def _search(self, model: nn.Module, src_tokens: Tensor) -> list[str]:
         options, was_training = self.options, model.training
+        last = options.last_step(src_tokens.shape[1], model.max_decoder_positions())
         try:
             # fairseq counts the <s> that the text begins with
             search = SequenceGenerator(
@@ -146,14 +192,8 @@ class Generator:
                 max_len_a=options.max_len_a,
                 max_len_b=options.max_len_b + 1,
             )
-            if options.no_repeat_ngram_size:
-                search.repeat_ngram_blocker = NoRepeatedNgrams(options.no_repeat_ngram_size)
-            most = min(int(options.max_len_a * src_tokens.shape[1]) + search.max_len_b, search.max_len - 1)
-            if search.min_len > most:
-                raise MuppetError(
-                    f"the generation option min_len is {options.min_len}, but a text may have {most - 1} tokens here "
-                    f"(max_len_a, max_len_b and the model's {model.max_decoder_positions()} positions); lower it"
-                )
+            size = options.no_repeat_ngram_size
+            search.repeat_ngram_blocker = FreeWhereForced(last, NoRepeatedNgrams(size) if size else None)
             begin = src_tokens.new_full((len(src_tokens), 1), self.dictionary.bos())
             hypotheses = search.generate([model], {"net_input": {"src_tokens": src_tokens}}, prefix_tokens=begin)
         finally:

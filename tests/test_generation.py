@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,20 @@ def task(data) -> MuppetTask:
     return open_task(data, ALL)
 
 
-def opinionated(model: MuppetBartModel, *, eos: float = 4.0, mask: float = 0.0, unk: float = 0.0) -> MuppetBartModel:
+def opinionated(
+    model: MuppetBartModel,
+    *,
+    seed: int = 5,
+    eos: float = 4.0,
+    pad: float = 0.0,
+    mask: float = 0.0,
+    unk: float = 0.0,
+) -> MuppetBartModel:
     """Make a random model prefer some words by far, and others at other places: else it repeats itself.
 
-    ``eos``, ``mask`` and ``unk`` are the mean scores of these symbols; the best other's is about 6.
+    ``eos``, ``pad``, ``mask`` and ``unk`` are the mean scores of these symbols; the best other's is about 6.
     """
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(seed)
     dictionary = model.encoder.dictionary
     with torch.no_grad():
         embeddings = model.encoder.embed_tokens.weight
@@ -52,7 +61,8 @@ def opinionated(model: MuppetBartModel, *, eos: float = 4.0, mask: float = 0.0, 
                 getattr(layer.encoder_attn, f"{projection}_proj").weight *= 5
         # a constant part of all features is what a symbol can be wanted by
         constant = model.decoder.layers[-1].final_layer_norm.bias.normal_(std=0.4, generator=generator)
-        for symbol, score in {"<s>": 0.0, "</s>": eos, "<mask>": mask, "<unk>": unk}.items():
+        means = {"<s>": 0.0, "<pad>": pad, "</s>": eos, "<mask>": mask, "<unk>": unk}
+        for symbol, score in means.items():
             embeddings[dictionary.index(symbol)] = score * constant / constant.square().sum()
     return model
 
@@ -73,9 +83,12 @@ def written(model: nn.Module, task: MuppetTask, rows: Tensor, **search: Any) -> 
 
 
 def written_by_fairseq(
-    ours: MuppetBartModel, dictionary: Dictionary, rows: list[Tensor], **search: Any
+    ours: MuppetBartModel, dictionary: Dictionary, rows: list[Tensor], *, forced_is_free: bool = True, **search: Any
 ) -> list[list[int]]:
-    """The tokens that the hub interface of fairseq's BART writes, which counts the ``<s>`` in its lengths."""
+    """The tokens that the hub interface of fairseq's BART writes, which counts the ``<s>`` in its lengths.
+
+    With ``forced_is_free`` fairseq's search gets no scores from the model at the first step and the last.
+    """
     stock = build_stock(dictionary)
     state = {key: value for key, value in ours.state_dict().items() if not key.startswith(("heads.", "dictionary_"))}
     stock.load_state_dict(state, strict=True)
@@ -83,10 +96,26 @@ def written_by_fairseq(
     search |= {"min_len": search["min_len"] + 1, "max_len_b": search["max_len_b"] + 1}
     task = TranslationTask(TranslationConfig(), dictionary, dictionary)
     hub = BARTHubInterface(OmegaConf.structured(FairseqConfig), task, stock)
-    # one at a time: it pads the rows of a batch, then takes the padding for a part of them
-    best = [hub.generate([tokens], **search)[0][0]["tokens"].tolist() for tokens in rows]
+    best = []
+    for tokens in rows:  # one at a time: it pads the rows of a batch, then takes the padding for a part of them
+        longest = min(int(search.get("max_len_a", 0) * len(tokens) + search["max_len_b"]) + 1, 32)
+        with pytest.MonkeyPatch.context() as patch:
+            if forced_is_free:
+                patch.setattr(sequence_generator.EnsembleModel, "forward_decoder", silent_at(1, longest))
+            best.append(hub.generate([tokens], **search)[0][0]["tokens"].tolist())
     special = {dictionary.index(symbol) for symbol in ("<s>", "<pad>", "</s>", "<unk>", "<mask>")}
     return [[token for token in tokens if token not in special] for tokens in best]
+
+
+def silent_at(*lengths: int) -> Callable[..., tuple[Tensor, Any]]:
+    """fairseq's ``forward_decoder``, but all words score 0 after this many tokens."""
+    usual = sequence_generator.EnsembleModel.forward_decoder
+
+    def forward_decoder(self: nn.Module, tokens: Tensor, *arguments: Any) -> tuple[Tensor, Any]:
+        lprobs, attention = usual(self, tokens, *arguments)
+        return lprobs * (tokens.shape[1] not in lengths), attention
+
+    return forward_decoder
 
 
 class MendedBlock(NGramRepeatBlock):
@@ -119,6 +148,40 @@ def test_texts_are_fairseqs_token_by_token(task, model, search, monkeypatch):
     ours = written(model, task, batch(*ROWS), **search)
     assert ours == written_by_fairseq(model, task.dictionary, ROWS, **search)
     assert len({tuple(text) for text in ours}) > 3
+
+
+def test_what_is_forced_costs_nothing(task, model):
+    """By fairseq's rule, which counts ``<s>`` and the ``</s>`` of the limit, other texts are the best of its search."""
+    search = {"beam": 4, "max_len_b": 9}
+    ours = written(model, task, batch(*ROWS), **search)
+    plain = written_by_fairseq(model, task.dictionary, ROWS, forced_is_free=False, **search)
+    shorter = cut = 0
+    for tokens, our_text, their_text in zip(ROWS, ours, plain, strict=True):
+        if our_text != their_text:
+            our_chosen, our_all = mean_scores(model, tokens, our_text, at_limit=len(our_text) == 9)
+            their_chosen, their_all = mean_scores(model, tokens, their_text, at_limit=len(their_text) == 9)
+            assert our_chosen > their_chosen + 1e-3
+            assert their_all > our_all + 1e-3
+            shorter += len(our_text) < len(their_text)  # it pays for <s> alone
+            cut += len(our_text) == 9 > len(their_text)
+    assert shorter
+    assert cut
+
+
+def test_the_last_step_is_rounded_as_fairseq_does():
+    """0.29 * 100 is a little below 29; with 5 added, it is 34 in floating point."""
+    assert GenerationOptions(max_len_a=0.29, max_len_b=4).last_step(100, 1024) == 34
+    assert GenerationOptions(max_len_a=0.29, max_len_b=4).last_step(100, 34) == 33
+
+
+def mean_scores(model: nn.Module, tokens: Tensor, text: list[int], *, at_limit: bool) -> tuple[float, float]:
+    """The scores of a text's tokens by its length: those of chosen tokens, and those of all."""
+    target = torch.tensor([0, *text, 2])
+    previous = torch.tensor([[2, 0, *text]])
+    with torch.no_grad():
+        logits = model(tokens[None], prev_output_tokens=previous, predicted=torch.arange(len(target)))
+    scores = logits.log_softmax(dim=1).gather(1, target[:, None])
+    return (scores[1 : -1 if at_limit else None].sum() / len(target)).item(), scores.mean().item()
 
 
 def test_fairseqs_block_of_ngrams_blocks_nothing(task, model):
