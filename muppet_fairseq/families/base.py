@@ -214,12 +214,12 @@ def no_text(*values: Any) -> str | None:
 
 
 def fit_pair(first: int, second: int, room: int) -> tuple[int, int]:
-    """Shorten the longer of two lengths (then both alike) until they fit into ``room``."""
-    if min(first, second) * 2 >= room:
-        return room - room // 2, room // 2
-    if first > second:
-        return room - second, second
-    return first, room - first
+    """Shorten the longer of two lengths (then both alike) until they fit into ``room``.
+
+    What is odd goes to the longer, of two alike to the second, as with ``longest_first`` of ``tokenizers``.
+    """
+    shorter = min(first, second, room // 2)
+    return (room - shorter, shorter) if first > second else (shorter, room - shorter)
 
 
 def pad_rows(rows: Sequence[np.ndarray], pad: int) -> Tensor:

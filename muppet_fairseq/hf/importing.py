@@ -295,7 +295,7 @@ def _write(
     # stock masked_lm is the simplest task that builds the dictionary of a RoBERTa from ``data``
     task = {"_name": "masked_lm", "data": ".", "tokens_per_sample": layout.max_positions, "seed": 1}
     contents = {
-        "config.json": json.dumps({"type": vocabulary.tokenizer_type}).encode(),
+        "config.json": json.dumps(vocabulary.config).encode(),
         "dict.txt": vocabulary.dictionary(),
         RECORD: json.dumps(record, indent=1).encode(),
         **vocabulary.files,
