@@ -21,7 +21,7 @@ settings.load_profile("muppet")
 
 
 #: files whose tests share models that take long to train
-_TOGETHER = ("test_evaluate.py", "test_hub.py", "test_release.py")
+_TOGETHER = ("test_evaluate.py", "test_hub.py", "test_model_cards.py", "test_release.py")
 
 
 #: files that take minutes come first: what is short fills up the other processes at the end

@@ -7,15 +7,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 import torch
 import transformers
 from safetensors.torch import load_file
 
+from muppet_fairseq.data.tokenizer import Tokenizer
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.hf.export import export
 from muppet_fairseq.hf.importing import RECORD, WEIGHTS, import_hf
+from muppet_fairseq.hf.tokenizer import HuggingFaceTokenizer
+from muppet_fairseq.trained import TrainedModel
 from tests.test_import_hf import (
     SIZES,
     english_sentences,
@@ -24,6 +28,7 @@ from tests.test_import_hf import (
     save_byte_level_bpe,
     save_wordpiece,
 )
+from tests.toy_suite import options, trained
 
 BART_SIZES = {
     "d_model": 24,
@@ -202,3 +207,43 @@ def test_a_damaged_import_is_one_sentence(tmp_path: Path, kind: str) -> None:
         export(tmp_path / "fairseq", tmp_path / "out")
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_hub_model_is_pre_finetuned_and_goes_back(data: Path, tmp_path: Path) -> None:
+    """Import, ``fairseq-train`` and export; and what was exported can be imported again."""
+    tokenizer = json.loads((data / "tokenizer" / "tokenizer.json").read_text())
+    source, imported, run, out = (tmp_path / name for name in ("hf", "imported", "run", "out"))
+    source.mkdir()
+    shutil.copyfile(data / "tokenizer" / "tokenizer.json", source / "tokenizer.json")
+    torch.manual_seed(5)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
+    config = transformers.BertConfig(vocab_size=len(tokenizer["model"]["vocab"]), max_position_embeddings=40, **sizes)
+    model = randomise(transformers.BertForMaskedLM(config))
+    model.save_pretrained(source)
+    import_hf(source, imported)
+    assert (imported / "dict.txt").read_bytes() == (data / "dict.txt").read_bytes()
+
+    start = ("--finetune-from-model", str(imported / "model.pt"), "--layer-norm-eps", "1e-12")
+    trained(options(data, run, *start, "--max-update", "12", "--disable-validation"))
+    export(run / "checkpoint_last.pt", out)
+
+    before = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("bert.")}
+    after = load_file(out / WEIGHTS[0])
+    assert after.keys() == before.keys()
+    for name, tensor in after.items():
+        if name.endswith("token_type_embeddings.weight"):  # nothing trains it
+            assert torch.equal(tensor, before[name])
+        elif name.endswith("position_embeddings.weight"):  # 32 of 40 were trained on
+            assert 0 < (tensor - before[name][:32]).abs().max() < 0.1
+        else:
+            assert 0 < (tensor - before[name]).abs().max() < 0.1, name
+    tokens = transformers.AutoTokenizer.from_pretrained(out)(
+        ["the dog is a cat", "who"], padding=True, return_tensors="pt"
+    )
+    own = TrainedModel.load(run / "checkpoint_last.pt", data / "dict.txt")
+    rows = torch.from_numpy(np.argsort(HuggingFaceTokenizer.of(Tokenizer.load(data / "tokenizer")).ids))
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(out / "heads" / "animals").eval()
+    with torch.inference_mode():
+        logits = own.model(rows[tokens["input_ids"]], head="animals")
+        assert (theirs(**tokens).logits - logits).abs().max() < 1e-5
+    assert import_hf(out, tmp_path / "again")["changed"]

@@ -19,7 +19,7 @@ from tests.test_export_hf import KINDS, Pair, passages, texts, tokenizer_folder,
 SERVING = Path(__file__).parents[1] / "examples" / "serving"
 
 
-@pytest.fixture(scope="module", params=["bert", "bart"])
+@pytest.fixture(scope="module", params=["bert"])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     arch, kind, options = KINDS[request.param]
     place = tmp_path_factory.mktemp("served")
@@ -52,6 +52,7 @@ def test_a_number(served: Pair, serve: dict[str, Any]) -> None:
     assert serve["classify"](str(served.head("likeness")), first, second)["score"] == pytest.approx(value, abs=1e-4)
 
 
+@pytest.mark.parametrize("served", ["bert", "bart"], indirect=True)
 def test_choose(served: Pair, serve: dict[str, Any]) -> None:
     hub, rng = MuppetHub.load(served.release), random.Random(3)
     for _ in range(4):
@@ -74,9 +75,8 @@ def test_answer(served: Pair, serve: dict[str, Any]) -> None:
     assert long["answer"] in passages()[1]
 
 
+@pytest.mark.parametrize("served", ["bart"], indirect=True)
 def test_summarize(served: Pair, serve: dict[str, Any]) -> None:
-    if served.kind != "bart":
-        pytest.skip("an encoder writes nothing")
     text = passages()[2]
     summary = serve["summarize"](str(served.exported), text)["summary"]
     assert summary.strip() == MuppetHub.load(served.release).summarize(text, truncate=True)
@@ -97,10 +97,15 @@ assert not {"muppet_fairseq", "fairseq"} & {*sys.modules}
     assert json.loads(done.stdout)["choice"] in ("b", "c")
 
 
+def test_wrong_folders_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    for script, more in (("serve.py", ["summarize", str(tmp_path), "a"]), ("to_onnx.py", [str(tmp_path), "out"])):
+        monkeypatch.setattr(sys, "argv", [script, *more])
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(SERVING / script), run_name="__main__")
+        assert f"error: {tmp_path} holds no config.json; name a " in capsys.readouterr().err
+
+
 def test_onnx(served: Pair, tmp_path: Path) -> None:
-    if served.kind != "bert":
-        pytest.skip("BART's choice of the last </s> cannot be traced")
-    pytest.importorskip("onnxruntime")
     to_onnx = runpy.run_path(str(SERVING / "to_onnx.py"))
     assert to_onnx["write_onnx"](str(served.head("stances")), str(tmp_path / "head.onnx")) < 1e-4
     assert (tmp_path / "head.onnx").stat().st_size > 100_000

@@ -12,6 +12,7 @@ first alone; the others are what a pipeline would do.
 
 import argparse
 import json
+from pathlib import Path
 
 import torch
 from transformers import (
@@ -86,13 +87,24 @@ def summarize(folder: str, text: str) -> dict[str, object]:
 
 
 def main() -> None:
-    questions = {"classify": classify, "choose": choose, "answer": answer, "summarize": summarize}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("question", choices=questions)
-    parser.add_argument("folder", help="what 'muppet export-hf' wrote")
-    parser.add_argument("texts", nargs="+")
-    args = parser.parse_args()
-    print(json.dumps(questions[args.question](args.folder, *args.texts)))
+    questions = parser.add_subparsers(required=True, metavar="QUESTION")
+    for ask, texts in (
+        (classify, {"text": None, "second": "?"}),
+        (choose, {"context": None, "choices": "+"}),
+        (answer, {"question": None, "passage": None}),
+        (summarize, {"text": None}),
+    ):
+        command = questions.add_parser(ask.__name__, help=ask.__doc__.splitlines()[0])
+        command.add_argument("folder", help="what 'muppet export-hf' wrote")
+        for name, count in texts.items():
+            command.add_argument(name, nargs=count)
+        command.set_defaults(ask=ask)
+    asked = vars(parser.parse_args())
+    ask, folder, choices = asked.pop("ask"), asked.pop("folder"), asked.pop("choices", [])
+    if not Path(folder, "config.json").is_file():
+        parser.error(f"{folder} holds no config.json; name a folder that 'muppet export-hf' wrote")
+    print(json.dumps(ask(folder, *asked.values(), *choices)))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ encoders: in a BART's class the choice of the last ``</s>`` depends on the token
 """
 
 import argparse
+from pathlib import Path
 
 import onnxruntime
 import torch
@@ -46,6 +47,8 @@ def main() -> None:
     parser.add_argument("folder", help="a classification head's folder of 'muppet export-hf'")
     parser.add_argument("out", help="file to write")
     args = parser.parse_args()
+    if not Path(args.folder, "config.json").is_file():
+        parser.error(f"{args.folder} holds no config.json; name a head's folder that 'muppet export-hf' wrote")
     print(f"{args.out}: logits differ from PyTorch's by {write_onnx(args.folder, args.out):.1e} at most")
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from muppet_fairseq.card import datasets_section, training_section
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import read_up_to
-from muppet_fairseq.hf.heads import ExportedHead
 from muppet_fairseq.tasks.muppet import MuppetTask
 
 if TYPE_CHECKING:
@@ -41,10 +40,14 @@ USAGE = {
     "tagging": "A word has the class of its first token; words are joined by one blank.",
 }
 
-_LAYOUT = (
-    "Rows are as in training: `<s> text </s>` and `<s> text </s> </s> second text </s>`, without segments "
-    "(of a BERT `[CLS] text [SEP] [SEP] second text [SEP]`). The tokenizer here does that."
-)
+
+def _rows(model_type: str) -> str:
+    """How texts are laid out; BERT's tokens have names of their own."""
+    bos, eos = ("[CLS]", "[SEP]") if model_type == "bert" else ("<s>", "</s>")
+    return (
+        f"Rows are those of training: `{bos} text {eos}` and `{bos} text {eos} {eos} second text {eos}`, without "
+        "segments. The tokenizer here lays them out so."
+    )
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,12 @@ class Imported:
             "It was made of"
         )
         files = self.record.get("files")
-        lines += ["", *(f"- `{file}`, SHA-256 {sha256}" for file, sha256 in dict(files or {}).items()), "", _LAYOUT]
+        lines += [
+            "",
+            *(f"- `{file}`, SHA-256 {sha256}" for file, sha256 in dict(files or {}).items()),
+            "",
+            _rows(exported.model_type),
+        ]
         return "\n".join(lines) + "\n"
 
 
@@ -94,7 +102,7 @@ class Trained:
             f"representations with pre-finetuning) on {len(self.task.specs)} datasets, in Hugging Face layout."
         )
         auto = "AutoModelForSeq2SeqLM" if exported.generation is not None else "AutoModel"
-        lines += ["", *_loading(auto, self.name), "", _LAYOUT]
+        lines += ["", *_loading(auto, self.name), "", _rows(exported.model_type)]
         if exported.generation is None:
             lines += ["", "The model has no pooler: `AutoModel` makes one of random numbers, which says nothing."]
         if exported.heads:
@@ -107,14 +115,16 @@ class Trained:
             lines += ["", "The encoder's file is the same in every folder (a hard link, unless it was copied since)."]
         return self._closing(lines, None)
 
-    def of_head(self, name: str, head: ExportedHead) -> str:
+    def of_head(self, name: str, exported: Exported) -> str:
+        head = exported.heads[name]
         specs = [spec for spec, own in zip(self.task.specs, self.task.heads, strict=True) if own == name]
         lines = [*_front(), f"# {self.name}, head {name}", ""]
         lines.append(
             f"A `{head.class_name}`: the head `{name}` of a model trained with muppet_fairseq (MUPPET: massive "
             f"multi-task representations with pre-finetuning) on {len(self.task.specs)} datasets."
         )
-        lines += ["", *_loading(head.auto_class, name, code=head.needs_code), "", USAGE[specs[0].family], "", _LAYOUT]
+        lines += ["", *_loading(head.auto_class, name, code=head.needs_code), "", USAGE[specs[0].family]]
+        lines += ["", _rows(exported.model_type)]
         return self._closing(lines, name)
 
     def _closing(self, lines: list[str], head: str | None) -> str:

@@ -144,11 +144,11 @@ def export(
         raise MuppetError(f"{checkpoint} has no head {head!r}{nearest(head, exported.heads)}; {there}")
     with new_folder(out) as folder:
         if head is not None:
-            _write_head(folder, exported, head, card.of_head(head, exported.heads[head]), shared=None)
+            _write_head(folder, exported, head, card.of_head(head, exported), shared=None)
             return exported
         _write_model(folder, exported, card.of_model(exported))
-        for name, own in exported.heads.items():
-            _write_head(folder / "heads" / name, exported, name, card.of_head(name, own), shared=folder)
+        for name in exported.heads:
+            _write_head(folder / "heads" / name, exported, name, card.of_head(name, exported), shared=folder)
     return exported
 
 
@@ -262,8 +262,12 @@ def _link(file: Path, name: Path) -> None:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    # safetensors lets nobody else read its files
+    path.touch()
+    mode = path.stat().st_mode
     # the note is what transformers asks for
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
