@@ -17,6 +17,7 @@ import pytest
 import torch
 import transformers
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
@@ -181,13 +182,17 @@ def write_release(folder: Path, arch: str, tokenizer: Tokenizer, **options: Any)
     return folder
 
 
+def write_pair(kind: str, place: Path) -> Pair:
+    """Write a release of one of :data:`KINDS` and export it."""
+    arch, tokenizer, options = KINDS[kind]
+    release = write_release(place / "release", arch, tokenizer_folder(tokenizer, place / "tokenizer"), **options)
+    export(release, place / "exported")
+    return Pair(kind, release, place / "exported")
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    arch, kind, options = KINDS[request.param]
-    place = tmp_path_factory.mktemp("export")
-    release = write_release(place / "release", arch, tokenizer_folder(kind, place / "tokenizer"), **options)
-    export(release, place / "exported")
-    return Pair(request.param, release, place / "exported")
+    return write_pair(request.param, tmp_path_factory.mktemp("export"))
 
 
 def ours(pair: Pair, spec: DatasetSpec, rows: list[dict[str, Any]]) -> tuple[Tensor, dict[str, Any]]:
@@ -368,6 +373,21 @@ def test_one_head_alone(pair: Pair, tmp_path: Path) -> None:
             batch = tokenizer(first, second, truncation=True, padding=True, return_tensors="pt")
             logits.append(model(**batch).logits)
     assert torch.equal(*logits)
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """safetensors has errors of its own."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    tokenizer = tokenizer_folder("bert", tmp_path / "tokenizer")
+    release = write_release(tmp_path / "release", "muppet_roberta_tiny", tokenizer)
+    monkeypatch.setattr(exporting, "save_file", full)
+    said = sentence(export, release, tmp_path / "out")
+    assert said.startswith(f"cannot write {tmp_path / 'out'} (")
+    assert "No space left on device" in said
+    assert {path.name for path in tmp_path.iterdir()} == {"tokenizer", "release"}
 
 
 @pytest.mark.parametrize("pair", ["bert", "bart"], indirect=True)

@@ -173,6 +173,42 @@ def test_bart_large_cnn_lacks_the_row_of_mask(tmp_path: Path) -> None:
     assert torch.allclose(words[-1], model.shared.weight.mean(dim=0))
 
 
+def test_a_model_in_several_files(tmp_path: Path) -> None:
+    """As large models are saved, and as a head is that ``export-hf`` writes."""
+    model = saved(tmp_path / "hf", "RobertaForMaskedLM")
+    (tmp_path / "hf" / WEIGHTS[0]).unlink()
+    model.save_pretrained(tmp_path / "hf", max_shard_size="20KB")
+    assert len(list((tmp_path / "hf").glob("model-*-of-*.safetensors"))) > 2
+    import_hf(tmp_path / "hf", tmp_path / "fairseq")
+    export(tmp_path / "fairseq", tmp_path / "out")
+    assert_same(model, tmp_path / "out")
+
+
+@pytest.mark.parametrize("places", [{}, None, {"a": "../model.safetensors"}, {"a": 1}, {"a": "missing.safetensors"}])
+def test_a_wrong_index_is_one_sentence(tmp_path: Path, places: Any) -> None:
+    saved(tmp_path / "hf", "RobertaModel")
+    (tmp_path / "hf" / WEIGHTS[0]).rename(tmp_path / WEIGHTS[0])
+    (tmp_path / "hf" / f"{WEIGHTS[0]}.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(MuppetError, match=r"does not say which files|has no missing\.safetensors, which"):
+        import_hf(tmp_path / "hf", tmp_path / "fairseq")
+
+
+def test_code_that_came_with_a_model_does_not_go_on(tmp_path: Path) -> None:
+    """Nor does its head: nobody could load it."""
+    model = saved(tmp_path / "hf", "RobertaForSequenceClassification")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "modeling.Mine"}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    import_hf(tmp_path / "hf", tmp_path / "fairseq")
+    export(tmp_path / "fairseq", tmp_path / "out")
+    loaded, info = transformers.RobertaModel.from_pretrained(
+        tmp_path / "out", output_loading_info=True, add_pooling_layer=False
+    )
+    assert not info["unexpected_keys"] | info["missing_keys"]
+    assert torch.equal(loaded.embeddings.word_embeddings.weight, model.roberta.embeddings.word_embeddings.weight)
+    assert "auto_map" not in json.loads((tmp_path / "out" / "config.json").read_text())
+
+
 def test_a_final_bias_cannot_be_imported(tmp_path: Path) -> None:
     model = saved(tmp_path / "hf", "BartForConditionalGeneration")
     model.final_logits_bias.fill_(0.5)

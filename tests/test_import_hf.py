@@ -470,7 +470,7 @@ BROKEN_BERT = {
             (source / "model.safetensors").rename(source.parent / "model.safetensors")
             and (source / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../model.safetensors"}}')
         ),
-        "save the model there in one file",
+        "does not say which files of its folder hold",
     ),
     "nested JSON": (lambda source: (source / "config.json").write_text("[" * 100_000), "config.json is not JSON"),
     "JSON of absurd length": (

@@ -23,6 +23,8 @@ import setuptools
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from muppet_fairseq.hf.heads import MODELING_FILE
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = [ROOT / name for name in ("muppet_fairseq", "preprocess", "benchmarks") if (ROOT / name).is_dir()]
 
@@ -66,7 +68,9 @@ def undeclared(folder: Path, requirements: list[str]) -> list[str]:
 def test_every_import_is_declared(declared: dict[str, Any]) -> None:
     required = declared["install_requires"]
     for folder in (ROOT / "muppet_fairseq", ROOT / "preprocess"):
-        assert undeclared(folder, required) == []
+        faults = undeclared(folder, required)
+        # it is never imported here: export-hf puts it beside a head, which transformers loads
+        assert [fault for fault in faults if not re.match(rf".*{MODELING_FILE}\S* imports transformers$", fault)] == []
     # what benchmarks compare with is for developers, too
     for folder in (ROOT / "benchmarks", ROOT / "tests", ROOT / "examples"):
         assert undeclared(folder, [*required, *declared["extras_require"]["dev"]]) == []

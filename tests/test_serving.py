@@ -12,20 +12,15 @@ from typing import Any
 
 import pytest
 
-from muppet_fairseq.hf.export import export
 from muppet_fairseq.hub import MuppetHub
-from tests.test_export_hf import KINDS, Pair, passages, texts, tokenizer_folder, write_release
+from tests.test_export_hf import Pair, passages, texts, write_pair
 
 SERVING = Path(__file__).parents[1] / "examples" / "serving"
 
 
 @pytest.fixture(scope="module", params=["bert"])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    arch, kind, options = KINDS[request.param]
-    place = tmp_path_factory.mktemp("served")
-    release = write_release(place / "release", arch, tokenizer_folder(kind, place / "tokenizer"), **options)
-    export(release, place / "exported")
-    return Pair(request.param, release, place / "exported")
+    return write_pair(request.param, tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -197,11 +198,12 @@ def _of_import(folder: Path, options: GenerationOptions) -> Exported:
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         raise MuppetError(again) from None
     tensors = {f"{layout.prefix}{name}": tensor for name, tensor in own.items()}
-    tensors |= {
-        name.removeprefix(UNUSED_PREFIX): tensor for name, tensor in state.items() if name.startswith(UNUSED_PREFIX)
-    }
-    default = f"{BEGINNINGS[layout.model_type]}Model"
-    config |= {"vocab_size": layout.vocab_size, "architectures": config.get("architectures") or [default]}
+    classes = [f"{BEGINNINGS[layout.model_type]}Model"]
+    if config.pop("auto_map", None) is None:  # else it had a class of its own, whose code was not imported
+        classes = config.get("architectures") or classes
+        others = [name for name in state if name.startswith(UNUSED_PREFIX)]
+        tensors |= {name.removeprefix(UNUSED_PREFIX): state[name] for name in others}
+    config |= {"vocab_size": layout.vocab_size, "architectures": classes}
     writes = layout.model_type == "bart"
     return Exported(
         layout.model_type,
@@ -265,8 +267,11 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     # safetensors lets nobody else read its files
     path.touch()
     mode = path.stat().st_mode
-    # the note is what transformers asks for
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    try:
+        # the note is what transformers asks for
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # of the disk
+        raise RuntimeError(str(error)) from None
     path.chmod(mode)
 
 

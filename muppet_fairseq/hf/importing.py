@@ -31,13 +31,13 @@ from muppet_fairseq.data.tokenizer import FILES, symbols_sha256
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import new_folder
 from muppet_fairseq.hf.layout import ModelLayout, read_layout
-from muppet_fairseq.hf.vocabulary import GPT2_FILES, Vocabulary, read_json, read_vocabulary
+from muppet_fairseq.hf.vocabulary import GPT2_FILES, SENTENCEPIECE_FILE, Vocabulary, read_json, read_vocabulary
 from muppet_fairseq.models.checkpoint import DICTIONARY_KEY, UNUSED_PREFIX, packed
 from muppet_fairseq.packages import default_cache, fetch_package
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 #: a tokenizer, if there is no tokenizer.json
-OTHER_TOKENIZERS = (*GPT2_FILES, "sentencepiece.bpe.model")
+OTHER_TOKENIZERS = (*GPT2_FILES, SENTENCEPIECE_FILE)
 SOURCE_FILES = ("config.json", *WEIGHTS, "tokenizer.json", *OTHER_TOKENIZERS)
 
 #: what an import writes, by the tokenizer's type; :data:`RECORD` says what it was made from
@@ -53,9 +53,10 @@ def import_hf(source: Path, out: Path, force: bool = False) -> dict[str, Any]:
     """Write the model in the folder ``source`` to the new folder ``out`` as fairseq stores one.
 
     Args:
-        source: folder with ``config.json`` (``model_type`` bert, roberta, xlm-roberta or bart), ``model.safetensors``
-            or ``pytorch_model.bin``, and ``tokenizer.json`` or, for roberta and bart, ``vocab.json`` and
-            ``merges.txt``, for xlm-roberta ``sentencepiece.bpe.model``.
+        source: folder with ``config.json`` (``model_type`` bert, roberta, xlm-roberta or bart);
+            ``model.safetensors`` or ``pytorch_model.bin``, or an index with the files that it names; and
+            ``tokenizer.json`` or, for roberta and bart, ``vocab.json`` and ``merges.txt``, for xlm-roberta
+            ``sentencepiece.bpe.model``.
         out: appears only when it is complete. If it is an import of the same files already, nothing is done.
         force: replace ``out`` if it is an import of other files.
 
@@ -79,8 +80,7 @@ def import_hf(source: Path, out: Path, force: bool = False) -> dict[str, Any]:
     done = _finished(out, vocabulary.tokenizer_type, record)
     if not done:
         _check_replaceable(out, force)
-        weights = next(path for path in files if path.name in WEIGHTS)
-        own, others = _read_tensors(weights, layout)
+        own, others = _read_tensors(_weights_files(source), layout)
         state = layout.to_fairseq(own, vocabulary.rows)
         state |= {f"{UNUSED_PREFIX}{name}": tensor for name, tensor in others.items()}
         digest = symbols_sha256(vocabulary.dictionary())
@@ -188,15 +188,29 @@ def _source_files(source: Path) -> list[Path]:
         raise MuppetError(f"{source} is not a folder; name the folder that holds the model's config.json")
     if not (source / "config.json").is_file():
         raise MuppetError(f"{source} has no config.json; save the model there with save_pretrained")
-    weights = next((source / name for name in WEIGHTS if (source / name).is_file()), None)
-    if weights is None:
-        raise MuppetError(
-            f"{source} has neither {WEIGHTS[0]} nor {WEIGHTS[1]}; save the model there in one file with save_pretrained"
-        )
     tokenizer = [source / "tokenizer.json"]
     if not tokenizer[0].is_file():
         tokenizer = [source / name for name in OTHER_TOKENIZERS]
-    return [source / "config.json", weights, *(path for path in tokenizer if path.is_file())]
+    return [source / "config.json", *_weights_files(source), *(path for path in tokenizer if path.is_file())]
+
+
+def _weights_files(source: Path) -> list[Path]:
+    """Return the file of the tensors, or those that an index names."""
+    for name in WEIGHTS:
+        if (source / name).is_file():
+            return [source / name]
+        index = source / f"{name}.index.json"
+        if index.is_file():
+            places = read_json(index).get("weight_map")
+            names = list(places.values()) if isinstance(places, dict) else []
+            # never a path that leads out of the folder
+            if not names or not all(isinstance(name, str) and name and Path(name).name == name for name in names):
+                raise MuppetError(f"{index} does not say which files of its folder hold the tensors; fetch it again")
+            missing = [name for name in sorted({*names}) if not (source / name).is_file()]
+            if missing:
+                raise MuppetError(f"{source} has no {missing[0]}, which {index.name} names; fetch it, too")
+            return [source / name for name in sorted({*names})]
+    raise MuppetError(f"{source} has neither {WEIGHTS[0]} nor {WEIGHTS[1]}; save the model there with save_pretrained")
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -214,12 +228,13 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     return content
 
 
-def _read_tensors(path: Path, layout: ModelLayout) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _read_tensors(paths: Sequence[Path], layout: ModelLayout) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the tensors of :meth:`ModelLayout.shapes`, and by their full names those of a pooler and of heads.
 
     A model with a head (``BertForMaskedLM`` ...) holds its encoder under the layout's prefix; one without may not.
     """
-    tensors = {_todays_name(name): tensor for name, tensor in _read_weights(path).items()}
+    path = paths[0] if len(paths) == 1 else paths[0].parent
+    tensors = {_todays_name(name): tensor for part in paths for name, tensor in _read_weights(part).items()}
     if not any(name.startswith(layout.prefix) for name in tensors):
         tensors = {f"{layout.prefix}{name}": tensor for name, tensor in tensors.items()}
     for name, same in layout.tied().items():
