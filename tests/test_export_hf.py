@@ -38,7 +38,7 @@ from muppet_fairseq.models.checkpoint import packed
 from muppet_fairseq.spec import DatasetSpec
 from muppet_fairseq.tasks.muppet import MuppetTask, MuppetTaskConfig
 from muppet_fairseq.trained import TrainedModel, model_options
-from tests.real_data import wheel_text, write_fastbpe_tokenizer, write_gpt2_tokenizer, write_sentencepiece_tokenizer
+from tests.real_data import wheel_text, write_gpt2_tokenizer, write_sentencepiece_tokenizer
 from tests.test_bad_input import sentence
 from tests.test_import_hf import tiny_bert
 
@@ -436,12 +436,6 @@ def test_models_that_transformers_lacks(options: dict[str, Any], part: str, tmp_
     release = write_release(tmp_path / "release", "muppet_roberta_tiny", tokenizer, **options)
     assert part in sentence(export, release, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_fastbpe_has_no_counterpart(tmp_path: Path) -> None:
-    tokenizer = Tokenizer.load(write_fastbpe_tokenizer(tmp_path / "tokenizer", passages()))
-    release = write_release(tmp_path / "release", "muppet_roberta_tiny", tokenizer)
-    assert "fastbpe" in sentence(export, release, tmp_path / "out")
 
 
 def test_max_len_a_cannot_be_said(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_the_same_tokens(models, tmp_path, name, search, use_cache):
         assert written(model, rows, **without) != ours, option
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_the_same_tokens_with_any_options(task, tmp_path_factory, data):
     """Whatever the model, the sources and the order of the Hugging Face vocabulary are."""

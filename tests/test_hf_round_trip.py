@@ -108,9 +108,9 @@ def assert_same(model: transformers.PreTrainedModel, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("class_name", CLASSES)
-@pytest.mark.parametrize("weights", WEIGHTS)
-def test_a_model_comes_back_bit_for_bit(tmp_path: Path, class_name: str, weights: str) -> None:
-    model = saved(tmp_path / "hf", class_name, weights=weights)
+def test_a_model_comes_back_bit_for_bit(tmp_path: Path, class_name: str) -> None:
+    # in one or the other kind of file
+    model = saved(tmp_path / "hf", class_name, weights=WEIGHTS[CLASSES.index(class_name) % 2])
     import_hf(tmp_path / "hf", tmp_path / "fairseq")
     export(tmp_path / "fairseq", tmp_path / "out")
     assert_same(model, tmp_path / "out")
