@@ -28,8 +28,6 @@ _TOGETHER = ("test_evaluate.py", "test_hub.py", "test_model_cards.py", "test_rel
 _LONG = ("test_examples.py", "test_training.py", "test_bart.py", *_TOGETHER, "test_study.py", "test_r3f.py")
 
 
-# before pytest-xdist's own, which reads the groups and comes before a conftest's otherwise
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests run in one process, which makes its fixtures once (``--dist loadgroup``)."""
     items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
