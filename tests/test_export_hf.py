@@ -28,6 +28,7 @@ from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256
 from muppet_fairseq.families import FAMILIES
 from muppet_fairseq.generation import GenerationOptions
 from muppet_fairseq.hf import export as exporting
+from muppet_fairseq.hf.cards import USAGE
 from muppet_fairseq.hf.export import export
 from muppet_fairseq.hf.heads import BEGINNINGS, ENDINGS, OWN_CLASSES
 from muppet_fairseq.hf.importing import import_hf
@@ -304,11 +305,19 @@ def test_either_side_may_be_cut(pair: Pair, side: str) -> None:
     batch = pair.tokenizer("stances", truncation_side=side)(
         texts(random.Random(5), 16), texts(random.Random(6), 16), truncation=True, padding=True, return_tensors="pt"
     )
-    src_tokens = pair.own_rows(batch)
-    with torch.inference_mode():
-        logits = pair.trained.model(src_tokens, head="stances")
-        theirs = pair.auto("stances")(**batch).logits
-    assert (theirs - logits).abs().max() < 1e-4
+    src_tokens, real = pair.own_rows(batch), batch["attention_mask"].bool()
+    for name in ("stances", "tones", "likeness", "commonsense", "mrc", "parts"):
+        # four questions of four choices
+        given = {key: value.view(4, 4, -1) for key, value in batch.items()} if name == "commonsense" else batch
+        with torch.inference_mode():
+            logits, output = pair.trained.model(src_tokens, head=name), pair.auto(name)(**given)
+        if name == "mrc":
+            theirs = torch.stack([output.start_logits, output.end_logits], dim=2)
+        else:
+            theirs = output.logits.reshape(logits.shape)
+        if name in ("mrc", "parts"):
+            theirs, logits = theirs[real], logits[real]
+        assert (theirs - logits).abs().max() < 1e-4, name
 
 
 def test_the_model_itself(pair: Pair) -> None:
@@ -402,6 +411,7 @@ def test_without_hard_links_files_are_copied(pair: Pair, tmp_path: Path, monkeyp
 
 
 def test_every_family_and_model_type_has_a_class() -> None:
+    assert USAGE.keys() == ENDINGS.keys()
     assert ENDINGS.keys() == {name for name, family in FAMILIES.items() if not family.generates}
     assert BEGINNINGS.keys() == LAYOUTS.keys()
     for beginning in BEGINNINGS.values():

@@ -41,9 +41,8 @@ USAGE = {
 }
 
 
-def _rows(model_type: str) -> str:
-    """How texts are laid out; BERT's tokens have names of their own."""
-    bos, eos = ("[CLS]", "[SEP]") if model_type == "bert" else ("<s>", "</s>")
+def _rows(bos: str, eos: str) -> str:
+    """How texts are laid out."""
     return (
         f"Rows are those of training: `{bos} text {eos}` and `{bos} text {eos} {eos} second text {eos}`, without "
         "segments. The tokenizer here lays them out so."
@@ -72,7 +71,7 @@ class Imported:
             "",
             *(f"- `{file}`, SHA-256 {sha256}" for file, sha256 in dict(files or {}).items()),
             "",
-            _rows(exported.model_type),
+            _rows(*exported.tokens),
         ]
         return "\n".join(lines) + "\n"
 
@@ -102,7 +101,7 @@ class Trained:
             f"representations with pre-finetuning) on {len(self.task.specs)} datasets, in Hugging Face layout."
         )
         auto = "AutoModelForSeq2SeqLM" if exported.generation is not None else "AutoModel"
-        lines += ["", *_loading(auto, self.name), "", _rows(exported.model_type)]
+        lines += ["", *_loading(auto, self.name), "", _rows(*exported.tokens)]
         if exported.generation is None:
             lines += ["", "The model has no pooler: `AutoModel` makes one of random numbers, which says nothing."]
         if exported.heads:
@@ -124,7 +123,7 @@ class Trained:
             f"multi-task representations with pre-finetuning) on {len(self.task.specs)} datasets."
         )
         lines += ["", *_loading(head.auto_class, name, code=head.needs_code), "", USAGE[specs[0].family]]
-        lines += ["", _rows(exported.model_type)]
+        lines += ["", _rows(*exported.tokens)]
         return self._closing(lines, name)
 
     def _closing(self, lines: list[str], head: str | None) -> str:

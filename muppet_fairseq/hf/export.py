@@ -53,7 +53,7 @@ class Exported:
     """A model in Hugging Face layout.
 
     Attributes:
-        model_type: Hugging Face's word for the architecture.
+        tokens: what a row begins with, and what each text of it ends with.
         config: of the model without a head.
         tensors: likewise, by their full names.
         texts: files by name that go with the model and with every head, as the tokenizer's.
@@ -61,7 +61,7 @@ class Exported:
         heads: by name.
     """
 
-    model_type: str
+    tokens: tuple[str, str]
     config: dict[str, Any]
     tensors: dict[str, Tensor]
     texts: dict[str, bytes]
@@ -168,7 +168,7 @@ def _of_trained(trained: TrainedModel, tokenizer: Tokenizer, options: Generation
         if head is not None
     }
     return Exported(
-        model_type,
+        (theirs.tokens[0], theirs.tokens[2]),
         config,
         tensors,
         theirs.files(layout.max_positions),
@@ -206,7 +206,7 @@ def _of_import(folder: Path, options: GenerationOptions) -> Exported:
     config |= {"vocab_size": layout.vocab_size, "architectures": classes}
     writes = layout.model_type == "bart"
     return Exported(
-        layout.model_type,
+        (theirs.tokens[0], theirs.tokens[2]),
         config,
         tensors,
         theirs.files(layout.max_positions),
