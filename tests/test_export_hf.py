@@ -26,7 +26,7 @@ from muppet_fairseq import checkpoint_file
 from muppet_fairseq.data.encoded import EncodedSplit
 from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256
 from muppet_fairseq.families import FAMILIES
-from muppet_fairseq.generation import GenerationOptions
+from muppet_fairseq.generation import GenerationOptions, Generator
 from muppet_fairseq.hf import export as exporting
 from muppet_fairseq.hf.cards import USAGE
 from muppet_fairseq.hf.export import export
@@ -351,6 +351,12 @@ def test_summaries(pair: Pair, search: dict[str, Any], tmp_path: Path) -> None:
     theirs = [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
     assert theirs == ours
     assert len(set(ours)) > 3
+    # cut from the left, which the hub does not do
+    tokenizer.truncation_side = "left"
+    batch = tokenizer(sources, truncation=True, padding=True, return_tensors="pt")
+    generator = Generator(GenerationOptions.of(**search), pair.trained.task.dictionary, pair.own_tokenizer.decode)
+    written = tokenizer.batch_decode(model.generate(**batch), skip_special_tokens=True)
+    assert [text.strip() for text in written] == generator(pair.trained.model, pair.own_rows(batch))
 
 
 # -- the folder ---------------------------------------------------------------------------------------
