@@ -31,13 +31,13 @@ quickstart: $(READY)
 test: $(READY)
 	@$(IN_VENV) ruff check
 	@$(IN_VENV) ruff format --check
-	@$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+	@$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)
 	@$(IN_VENV) python -m pytest -m slow
 
 test-faults: $(READY)
-	@$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest tests/faults --faults results/faults --numprocesses 2 --dist loadgroup
+	@$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest tests/faults --faults results/faults --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 benchmarks: $(READY)
 	@$(IN_VENV) sh results/benchmarks/run.sh
