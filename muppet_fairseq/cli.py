@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 from muppet_fairseq import audit, evaluate, plan, release, report, study
 from muppet_fairseq.hf import export, importing
+from muppet_fairseq.prompts import fold
 
 COMMANDS = {"plan": plan, "import-hf": importing, "export-hf": export, "evaluate": evaluate, "release": release}
-COMMANDS |= {"study": study, "report": report, "audit": audit}
+COMMANDS |= {"fold": fold, "study": study, "report": report, "audit": audit}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -30,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--datasets", help="names with commas between, or a suite file; default: those the checkpoint was trained on"
     )
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="what a run with --tune has trained (prompts, biases or adapters); the checkpoint is then its backbone",
+    )
     parser.add_argument("--split", default="valid", help="a split that is not trained on (default: valid)")
     parser.add_argument("--predictions", type=Path, metavar="DIR", help="write DIR/<dataset>.<split>.jsonl")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -73,7 +79,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     dictionary = args.data / "dict.txt"
     if not dictionary.is_file():
         raise MuppetError(f"{args.data} is no data-bin folder: it has no dict.txt; name one that 'preprocess' made")
-    trained = TrainedModel.load(checkpoint, dictionary)
+    trained = TrainedModel.load(checkpoint, dictionary, args.prompts)
     trained.model.to(_device(args.device))
     specs = _specs(trained, args)
     options = GenerationOptions.of_arguments(args)
@@ -84,6 +90,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     # complain before the first dataset has taken its time
     for spec in specs:
         trained.head_of(spec)
+        trained.prompt_of(spec)
     if args.predictions is not None:
         try:
             args.predictions.mkdir(parents=True, exist_ok=True)
@@ -115,6 +122,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         results.append(result)
     return {
         "checkpoint": str(args.checkpoint),
+        "prompts": None if args.prompts is None else str(args.prompts),
         "data": str(args.data),
         "split": args.split,
         "generation": asdict(options) if generator else None,

@@ -159,8 +159,11 @@ class Generator:
     def __init__(self, options: GenerationOptions, dictionary: Dictionary, decode: Callable[[list[int]], str]) -> None:
         self.options, self.dictionary, self.decode = options, dictionary, decode
 
-    def __call__(self, model: nn.Module, src_tokens: Tensor) -> list[str]:
+    def __call__(self, model: nn.Module, src_tokens: Tensor, prompt: str | None = None) -> list[str]:
         """Return the best text for each row of ``src_tokens`` ``[B, T]``; the model is left in its mode.
+
+        Args:
+            prompt: the dataset whose prompt the rows begin with, of a model that has prompts.
 
         Raises MuppetError where ``min_len`` does not fit into the model's positions.
         """
@@ -168,17 +171,17 @@ class Generator:
         while hasattr(model, "module"):
             model = model.module
         if self.options.max_len_a == 0:
-            return self._search(model, src_tokens)
+            return self._search(model, src_tokens, prompt)
         # fairseq takes the padded length for that of each source: a text would depend on its batch
         texts = [""] * len(src_tokens)
         lengths = (src_tokens != self.dictionary.pad()).sum(dim=1).tolist()
         for length in set(lengths):
             rows = [row for row, own in enumerate(lengths) if own == length]
-            for row, text in zip(rows, self._search(model, src_tokens[rows, :length]), strict=True):
+            for row, text in zip(rows, self._search(model, src_tokens[rows, :length], prompt), strict=True):
                 texts[row] = text
         return texts
 
-    def _search(self, model: nn.Module, src_tokens: Tensor) -> list[str]:
+    def _search(self, model: nn.Module, src_tokens: Tensor, prompt: str | None) -> list[str]:
         options, was_training = self.options, model.training
         last = options.last_step(src_tokens.shape[1], model.max_decoder_positions())
         try:
@@ -195,7 +198,11 @@ class Generator:
             size = options.no_repeat_ngram_size
             search.repeat_ngram_blocker = FreeWhereForced(last, NoRepeatedNgrams(size) if size else None)
             begin = src_tokens.new_full((len(src_tokens), 1), self.dictionary.bos())
-            hypotheses = search.generate([model], {"net_input": {"src_tokens": src_tokens}}, prefix_tokens=begin)
+            # all of it goes to the encoder
+            rows = {"src_tokens": src_tokens}
+            if prompt is not None:
+                rows["prompt"] = model.prompt(prompt)
+            hypotheses = search.generate([model], {"net_input": rows}, prefix_tokens=begin)
         finally:
             model.set_beam_size(1)
             model.train(was_training)

@@ -48,14 +48,18 @@ class MuppetHub(nn.Module):
         self.datasets = {spec.name: spec for spec in trained.task.specs}
 
     @classmethod
-    def load(cls, folder: str | Path) -> MuppetHub:
-        """Load a folder that ``muppet release`` made. Raises MuppetError."""
+    def load(cls, folder: str | Path, prompts: str | Path | None = None) -> MuppetHub:
+        """Load a folder that ``muppet release`` made; or one of a backbone with what was trained of it (``prompts``).
+
+        A backbone's folder may also be one of ``muppet import-hf``. Raises MuppetError.
+        """
         folder = Path(folder)
         if not (folder / "model.pt").is_file():
             made = "name a folder that 'muppet release' made (unpack a .tar.gz first)"
             raise MuppetError(f"{folder} holds no model.pt; {made}")
         tokenizer = Tokenizer.load(folder)
-        return cls(TrainedModel.load(folder / "model.pt", folder / "dict.txt"), tokenizer)
+        prompts = None if prompts is None else Path(prompts)
+        return cls(TrainedModel.load(folder / "model.pt", folder / "dict.txt", prompts), tokenizer)
 
     def classify(
         self,
@@ -94,7 +98,7 @@ class MuppetHub(nn.Module):
         """Choose the best continuation or answer of each context.
 
         Args:
-            dataset: whose head chooses; None: the one that commonsense datasets share.
+            dataset: whose head (and prompt) chooses; None: the one that commonsense datasets share.
 
         Returns:
             ``choice`` (from 0), its ``text``, and the choices' ``probabilities``.
@@ -121,7 +125,7 @@ class MuppetHub(nn.Module):
         """Answer questions with a span of their passages, which may be longer than the model.
 
         Args:
-            dataset: whose head answers; None: the one that reading comprehension datasets share.
+            dataset: whose head (and prompt) answers; None: the one that reading comprehension datasets share.
             allow_empty: answer with the empty text where no span is likelier.
 
         Returns:
@@ -139,12 +143,16 @@ class MuppetHub(nn.Module):
         predictions = self._predict(spec, examples, truncate=True)
         return predictions[0] if one else predictions
 
-    def summarize(self, texts: str | Sequence[str], *, truncate: bool = False, **options: float) -> Any:
+    def summarize(
+        self, texts: str | Sequence[str], *, dataset: str | None = None, truncate: bool = False, **options: float
+    ) -> Any:
         """Write a summary of each text (BART only).
 
-        ``options`` are those of :class:`muppet_fairseq.generation.GenerationOptions`.
+        Args:
+            dataset: whose prompt is used, if the model has prompts.
+            options: those of :class:`muppet_fairseq.generation.GenerationOptions`.
         """
-        spec = DatasetSpec("summarize", "summarization", "rouge2")
+        spec = self._family("summarization", dataset)
         generator = Generator(GenerationOptions.of(**options), self.trained.task.dictionary, self.tokenizer.decode)
         sources, one = _questions(texts=texts)
         examples = [{"source": _text(source, "a text"), "target": "-"} for (source,) in sources]
@@ -174,9 +182,18 @@ class MuppetHub(nn.Module):
 
     @torch.inference_mode()
     def extract_features(
-        self, text: str | Sequence[str], second: str | Sequence[str] | None = None, *, truncate: bool = False
+        self,
+        text: str | Sequence[str],
+        second: str | Sequence[str] | None = None,
+        *,
+        dataset: str | None = None,
+        truncate: bool = False,
     ) -> Any:
-        """Return the last layer's states of each text or pair, ``[T, D]``; of BART, the decoder's."""
+        """Return the last layer's states of each text or pair, ``[T, D]``; of BART, the decoder's.
+
+        Args:
+            dataset: whose prompt is used, if the model has prompts.
+        """
         spec = DatasetSpec("features", "classification", "accuracy", ("",), 1 if second is None else 2)
         examples, one = _sentence_examples(spec, text, second, "")
         if not examples:
@@ -185,7 +202,7 @@ class MuppetHub(nn.Module):
         states = []
         for index in range(len(dataset)):
             sample = dataset.collate([dataset[index]])
-            states.append(self.model(sample["net_input"]["src_tokens"].to(self.trained.device))[0])
+            states.append(self.model(sample["net_input"]["src_tokens"].to(self.trained.device), prompt=dataset)[0])
         return states[0] if one else states
 
     def _dataset(self, name: str, family: str) -> DatasetSpec:
@@ -198,9 +215,18 @@ class MuppetHub(nn.Module):
         return spec
 
     def _family(self, family: str, dataset: str | None) -> DatasetSpec:
-        """The dataset of a family whose head several share; None stands for all that use the family's head."""
+        """The dataset of a family whose head several share; None stands for all that use the family's head.
+
+        In a model with prompts, None stands for the family's only dataset.
+        """
         if dataset is not None:
             return self._dataset(dataset, family)
+        if self.model.prompts is not None:
+            fitting = sorted(spec.name for spec in self.datasets.values() if spec.family == family)
+            if len(fitting) == 1:
+                return self.datasets[fitting[0]]
+            there = f"name one of {', '.join(fitting)}, as dataset=..." if fitting else f"none is of {family}"
+            raise MuppetError(f"the model has a prompt for each dataset: {there}")
         return DatasetSpec(family, family, FAMILIES[family].metric_names[0])
 
     def _sentences(self, spec: DatasetSpec, text: Any, second: Any, label: Any, truncate: bool) -> Any:

@@ -6,6 +6,7 @@ import argparse
 import os
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,9 +52,9 @@ def release(checkpoint: Path, out: Path, data: Path | None = None) -> int:
         tokenizer.save(folder)
         checkpoint_file.write(
             packed(
-                _task_options(state, trained.task.specs),
+                portable_task_options(state["cfg"]["task"], trained.task.specs),
                 model_options(state["cfg"]["model"]),
-                _own_storage(state["model"]),
+                own_storage(state["model"]),
                 state["task_state"],
             ),
             folder / "model.pt",
@@ -104,12 +105,12 @@ def open_run(checkpoint: Path, data: Path | None = None) -> Run:
     return Run(state, trained, tokenizer, data)
 
 
-def _task_options(state: dict[str, Any], specs: list[DatasetSpec]) -> dict[str, Any]:
-    options = task_options(state["cfg"]["task"])
-    return {"_name": "muppet", "data": ".", "suite": ",".join(spec.name for spec in specs)} | options
+def portable_task_options(options: dict[str, Any], specs: Sequence[DatasetSpec]) -> dict[str, Any]:
+    """A checkpoint's task without what is of a run, and of its machine."""
+    return {"_name": "muppet", "data": ".", "suite": ",".join(spec.name for spec in specs)} | task_options(options)
 
 
-def _own_storage(model: dict[str, Tensor]) -> dict[str, Tensor]:
+def own_storage(model: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors that hold no more than themselves, each shared one once."""
     copies: dict[tuple[int, torch.Size], Tensor] = {}
     return {

@@ -23,6 +23,7 @@ from muppet_fairseq.families import FAMILIES
 from muppet_fairseq.families.base import FamilyDataset
 from muppet_fairseq.generation import Generator
 from muppet_fairseq.models import bart, roberta  # noqa: F401 - registers the models
+from muppet_fairseq.prompts.backbone import BACKBONE_KEY, read_backbone
 from muppet_fairseq.spec import DatasetSpec
 from muppet_fairseq.suite import NAME
 from muppet_fairseq.tasks.muppet import MuppetTask, MuppetTaskConfig
@@ -109,7 +110,13 @@ def _spec(values: dict[str, Any]) -> DatasetSpec:
 
 
 def _check_sizes(options: Mapping[str, Any], task: MuppetTask, state: Mapping[str, Tensor]) -> None:
-    """Before a model is built: it will be as large as its tensors are. Raises ValueError."""
+    """Before a model is built: it will be as large as its tensors are. Raises ValueError.
+
+    A backbone may have more positions than its model reads, and the names of fairseq's published RoBERTa.
+    """
+    partial = BACKBONE_KEY in state
+    if partial:
+        state = {re.sub(r"^decoder\.(?=sentence_encoder\.)", "encoder.", name): value for name, value in state.items()}
     for side in ("encoder", "decoder"):
         if f"{side}_layers" not in options:
             continue
@@ -126,8 +133,18 @@ def _check_sizes(options: Mapping[str, Any], task: MuppetTask, state: Mapping[st
             "max_positions": (task.max_positions(), len(own["embed_positions.weight"]) - task.layout.pad - 1),
         }
         for name, (said, there) in sizes.items():
-            if said != there:
+            if said > there or (said < there and not (partial and name == "max_positions")):
                 raise ValueError(f"its options say {name} {said!r}, its tensors {there}")
+    width, length, kind = options["encoder_embed_dim"], options["prompt_length"], options["prompt_type"]
+    for spec in task.specs if options["tune"] == "prompts" else ():
+        names = {"vanilla": [f"P_{spec.name}"], "decomposed": ["P", f"v_{spec.name}"]}[kind]
+        numbers = [state[f"prompts.{name}"].numel() for name in names]
+        if numbers != [length * width, width][: len(names)]:
+            raise ValueError(f"its options say {length} vectors, its prompt of {spec.name} has other sizes")
+    if options["tune"] == "adapters":
+        there = {len(value) for name, value in state.items() if name.endswith(".adapter.down.weight")}
+        if there != {options["adapter_dim"]}:
+            raise ValueError(f"its options say adapter_dim {options['adapter_dim']}, its tensors {sorted(there)}")
     for spec, head in zip(task.specs, task.heads, strict=True):
         numbers = sum(value.numel() for name, value in state.items() if name.startswith(f"heads.{head}."))
         if numbers < width * len(spec.labels):
@@ -147,9 +164,28 @@ class TrainedModel:
     model: nn.Module
 
     @classmethod
-    def load(cls, checkpoint: Path, dictionary: Path) -> TrainedModel:
-        """Build the model of ``checkpoint`` (a file) with the dictionary file ``dictionary``. Raises MuppetError."""
+    def load(cls, checkpoint: Path, dictionary: Path, prompts: Path | None = None) -> TrainedModel:
+        """Build a model for prediction.
+
+        Args:
+            checkpoint: a file.
+            dictionary: the file ``dict.txt``.
+            prompts: what was trained of the model with ``--tune``, of which ``checkpoint`` is the backbone.
+
+        Raises:
+            MuppetError: a file cannot be used, or the two do not belong together.
+        """
+        backbone = checkpoint
+        if prompts is not None:
+            checkpoint = prompts
         state = read_checkpoint(checkpoint)
+        if (BACKBONE_KEY in state["model"]) != (prompts is not None):
+            raise MuppetError(
+                f"{checkpoint} is a whole model: name it as the checkpoint, without --prompts"
+                if prompts is not None
+                else f"{checkpoint} holds but what --tune has trained: name its backbone as the checkpoint, and this "
+                "with --prompts"
+            )
         try:
             # heads are wanted as they are
             cfg = MuppetTaskConfig(**task_options(state["cfg"]["task"]), reuse_heads=True, seed=1)
@@ -160,7 +196,11 @@ class TrainedModel:
             raise _other_version(checkpoint) from None
         task = MuppetTask(cfg, load_dictionary(dictionary), dictionary_sha256(dictionary), specs)
         try:
-            _check_sizes(vars(options), task, state["model"])
+            if prompts is None:
+                _check_sizes(vars(options), task, state["model"])
+            else:
+                options.backbone = str(backbone)
+                _check_sizes(vars(options), task, read_backbone(backbone) | state["model"])
             model = kind.build_model(options, task)
             # loading would start a head afresh
             for name, value in model.heads.state_dict(prefix="heads.").items():
@@ -173,6 +213,14 @@ class TrainedModel:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise MuppetError(f"{checkpoint} describes no model that can be built ({reason}); copy it again") from None
         return cls(task, model.eval())
+
+    def prompt_of(self, spec: DatasetSpec) -> str | None:
+        """The dataset whose prompt ``spec`` is predicted with: its own; None for a model without prompts.
+
+        Raises MuppetError where the model has prompts, but none for this dataset.
+        """
+        self.model.prompt(spec.name)
+        return None if self.model.prompts is None else spec.name
 
     @property
     def device(self) -> torch.device:
@@ -227,7 +275,7 @@ class TrainedModel:
             generator: writes the texts of a family that generates.
             progress: called with the number of examples just predicted.
         """
-        family, head = FAMILIES[spec.family], self.head_of(spec)
+        family, head, prompt = FAMILIES[spec.family], self.head_of(spec), self.prompt_of(spec)
         sizes = Sizes(spec.name, dataset.lengths, dataset.rows, dataset.written)
         if max_tokens is None:
             max_tokens = max(4096, int((sizes.lengths.astype(np.int64) * sizes.rows).max()))
@@ -236,6 +284,8 @@ class TrainedModel:
         for sub_batch in range(len(schedule)):
             examples = schedule[sub_batch]
             sample = dataset.collate([dataset[int(example)] for example in examples])
+            if prompt is not None:
+                sample["net_input"]["prompt"] = prompt
             if self.device.type == "cuda":
                 sample = utils.move_to_cuda(sample)
             for example, prediction in zip(

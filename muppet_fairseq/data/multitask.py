@@ -32,6 +32,7 @@ class MultitaskDataset(FairseqDataset):
             with ``spec.partition`` as the seed.
         numbers: their places in the suite, which samples carry as ``dataset``.
         training: whether this is the split that is trained on.
+        prompted: whether the model has a prompt for each dataset, whose name it is then to be told.
     """
 
     #: a new epoch needs no new iterator: :class:`muppet_fairseq.data.iterator.ScheduleIterator` plans it
@@ -44,9 +45,10 @@ class MultitaskDataset(FairseqDataset):
         numbers: Sequence[int],
         *,
         training: bool,
+        prompted: bool = False,
     ) -> None:
         self.datasets, self.specs, self.numbers = list(datasets), list(specs), list(numbers)
-        self.training = training
+        self.training, self.prompted = training, prompted
         self.subsets = [self._subset(d, s) for d, s in zip(self.datasets, self.specs, strict=True)]
         self.ends = np.cumsum([len(subset) for subset in self.subsets])
 
@@ -60,6 +62,7 @@ class MultitaskDataset(FairseqDataset):
         dictionary_sha256: str,
         *,
         training: bool,
+        prompted: bool = False,
     ) -> MultitaskDataset:
         """Open ``split`` of every dataset; when not training, datasets without that split are left out.
 
@@ -78,7 +81,7 @@ class MultitaskDataset(FairseqDataset):
         if not numbers:
             raise MuppetError(f"no dataset of the suite has a split {split!r} in {data}")
         opened, there = ([every[number] for number in numbers] for every in (datasets, specs))
-        return cls(opened, there, numbers, training=training)
+        return cls(opened, there, numbers, training=training, prompted=prompted)
 
     def _subset(self, dataset: FamilyDataset, spec: DatasetSpec) -> Sequence[int]:
         """The items that are used: a range where that is all, as it takes no memory."""
@@ -102,11 +105,14 @@ class MultitaskDataset(FairseqDataset):
         if not samples:
             return {}
         number = samples[0][0]
+        sample = self.datasets[number].collate([example for _, example in samples])
+        if self.prompted:
+            sample["net_input"]["prompt"] = self.specs[number].name
         return {
             "dataset": self.numbers[number],
             # no tensor: the audit reads it, which must not wait for a GPU
             "items": np.array([example["item"] for _, example in samples]),
-            **self.datasets[number].collate([example for _, example in samples]),
+            **sample,
         }
 
     def sizes_by_dataset(self) -> list[Sizes]:

@@ -144,7 +144,8 @@ class Summarization(Family):
         generator: Generator | None,
     ) -> list[dict[str, Any]]:
         assert generator is not None
-        return [{"text": text} for text in generator(model, sample["net_input"]["src_tokens"])]
+        rows = sample["net_input"]
+        return [{"text": text} for text in generator(model, rows["src_tokens"], rows.get("prompt"))]
 
     def evaluate(
         self, predictions: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]], spec: DatasetSpec

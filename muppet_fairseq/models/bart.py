@@ -34,7 +34,8 @@ class MuppetBartModel(WithHeads, BARTModel):
     follow at the positions ``predicted`` of the flattened ``[R, U]``; no others are projected to the vocabulary.
 
     With ``noise`` it returns twice as many rows: the clean ones, then those of noised encoder embeddings (R3F).
-    ``padded=False`` promises that no row of ``src_tokens`` is padded.
+    ``padded=False`` promises that no row of ``src_tokens`` is padded. ``prompt`` names the dataset whose prompt the
+    encoder's rows begin with, in a model that has them: the decoder sees its states, but does not read it.
     """
 
     @staticmethod
@@ -62,7 +63,12 @@ class MuppetBartModel(WithHeads, BARTModel):
         model.add_heads(args, task, args.decoder_output_dim, has_decoder=True)
         model.heads.apply(init_bert_params)
         model.normalize_heads(args)
+        model.tune(args, task)
         return model
+
+    @property
+    def text_encoder(self) -> Encoder:
+        return self.encoder
 
     def forward(
         self,
@@ -72,15 +78,16 @@ class MuppetBartModel(WithHeads, BARTModel):
         prev_output_tokens: Tensor | None = None,
         predicted: Tensor | None = None,
         padded: bool = True,
+        prompt: str | None = None,
     ) -> Tensor:
-        embeddings = None
+        embeddings, vectors = None, self.prompt(prompt)
         if noise is not None:
             if predicted is not None:
                 predicted = torch.cat([predicted, predicted + prev_output_tokens.numel()])
                 prev_output_tokens = prev_output_tokens.repeat(2, 1)
             encoder = self.encoder
             src_tokens, embeddings = clean_and_noised(encoder.embed_tokens, src_tokens, noise, encoder.padding_idx)
-        encoded = self.encoder(src_tokens, token_embeddings=embeddings, padded=padded)
+        encoded = self.encoder(src_tokens, token_embeddings=embeddings, padded=padded, prompt=vectors)
         decoder_tokens = self.shifted(src_tokens) if prev_output_tokens is None else prev_output_tokens
         of_sentence = self.reads_sentence(head)
         last = (src_tokens != self.encoder.padding_idx).sum(dim=1) - 1 if of_sentence else None
@@ -107,6 +114,7 @@ class MuppetBartModel(WithHeads, BARTModel):
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
         """Take BART's own checkpoints and ours: see :meth:`WithHeads.adapt`."""
+        self.complete(state_dict)
         # not BARTModel's: its rules are for its own heads and for mBART
         TransformerModel.upgrade_state_dict_named(self, state_dict, name)
         for key in [k for k in state_dict if k.startswith("classification_heads.")]:
@@ -133,7 +141,7 @@ class MuppetBartModel(WithHeads, BARTModel):
 
 def bart_arguments(args: Namespace) -> None:
     """Complete the model's arguments: bart.base's where nothing is set."""
-    args.spectral_norm_heads = getattr(args, "spectral_norm_heads", False)
+    WithHeads.head_arguments(args)
     bart_base_architecture(args)
 
 

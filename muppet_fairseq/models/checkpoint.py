@@ -41,9 +41,9 @@ def packed(
 
 
 def adapt_state_dict(
-    model: nn.Module, state: dict[str, Tensor], *, positions: Sequence[str], reuse_heads: bool
+    model: nn.Module, own: dict[str, Tensor], state: dict[str, Tensor], *, positions: Sequence[str], reuse_heads: bool
 ) -> None:
-    """Change ``state`` in place so that it loads strictly into ``model``.
+    """Change ``state`` in place so that it loads strictly into ``model``, all of whose tensors are ``own``.
 
     * Heads: those of the model are taken from the checkpoint when ``reuse_heads`` and the shapes agree, else
       they start fresh; heads that the model lacks are left out. Both are logged. A spectrally normalised head
@@ -53,7 +53,6 @@ def adapt_state_dict(
 
     Raises MuppetError for another dictionary, a model longer than the checkpoint, or one of other sizes.
     """
-    own = model.state_dict()
     for key in [key for key in state if key.startswith(UNUSED_PREFIX)]:
         del state[key]
     _check_dictionary(own, state)

@@ -63,7 +63,10 @@ def _feed_forward(layer: EncoderLayer | DecoderLayer, x: Tensor) -> Tensor:
     if layer.normalize_before:
         x = layer.final_layer_norm(x)
     x = layer.activation_dropout_module(layer.activation_fn(layer.fc1(x)))
-    x = residual + layer.dropout_module(layer.fc2(x))
+    x = layer.dropout_module(layer.fc2(x))
+    if layer.adapter is not None:
+        x = layer.adapter(x)
+    x = residual + x
     return x if layer.normalize_before else layer.final_layer_norm(x)
 
 
@@ -86,17 +89,18 @@ class EncoderLayer(TransformerEncoderLayerBase):
     def __init__(self, cfg: TransformerConfig) -> None:
         super().__init__(cfg)
         _use_pytorchs_gelu(self)
+        self.register_module("adapter", None)
 
-    def forward(self, x: Tensor, mask: Tensor | None, first_only: bool = False) -> Tensor:
-        """States ``[T, R, D]``; with ``first_only`` those of the first position alone, ``[1, R, D]``.
+    def forward(self, x: Tensor, mask: Tensor | None, only: int | None = None) -> Tensor:
+        """States ``[T, R, D]``; those of the position ``only`` alone are ``[1, R, D]``.
 
         Args:
             mask: :func:`padding_mask`, or None where no row is padded.
         """
         memory = self.self_attn_layer_norm(x) if self.normalize_before else x
         query = memory
-        if first_only:
-            x, query = x[:1], memory[:1]
+        if only is not None:
+            x, query = x[only : only + 1], memory[only : only + 1]
         x = x + self.dropout_module(attend(self.self_attn, query, memory, mask))
         if not self.normalize_before:
             x = self.self_attn_layer_norm(x)
@@ -155,12 +159,15 @@ class Encoder(TransformerEncoderBase):
         token_embeddings: Tensor | None = None,
         padded: bool = True,
         first_only: bool = False,
+        prompt: Tensor | None = None,
     ) -> dict[str, list[Tensor]]:
         """fairseq's, for rows ``src_tokens`` ``[R, T]`` that end in padding, if in any.
 
         Args:
             padded: False promises that there is no padding.
-            first_only: give the states of the first position alone: ``encoder_out`` is ``[1, R, D]``.
+            first_only: give the states of the first token alone: ``encoder_out`` is ``[1, R, D]``.
+            prompt: vectors ``[L, D]`` that every row begins with; then all that is given is of ``L + T`` positions. The
+                tokens keep the positions that they have without it.
         """
         if self.is_unusual:
             encoded = super().forward(src_tokens, src_lengths, return_all_hiddens, token_embeddings)
@@ -171,15 +178,21 @@ class Encoder(TransformerEncoderBase):
         if padded:
             x = x.masked_fill(is_padding.unsqueeze(2), 0.0)
             mask = padding_mask(is_padding, like=x)
+        start = 0
+        if prompt is not None:
+            start = len(prompt)
+            x = torch.cat([self._embedded(prompt, rows=len(x)), x], dim=1)
+            is_padding = F.pad(is_padding, (start, 0))
+            mask = None if mask is None else F.pad(mask, (start, 0))
         x = x.transpose(0, 1)
         states = [x] if return_all_hiddens else []
         layers = list(self.layers)  # of --encoder-layerdrop, those that are left
         for number, layer in enumerate(layers, start=1):
-            x = layer(x, mask, first_only=first_only and number == len(layers))
+            x = layer(x, mask, only=start if first_only and number == len(layers) else None)
             if return_all_hiddens:
                 states.append(x)
-        if first_only:
-            x = x[:1]  # there may be no layer left
+        if first_only and not layers:
+            x = x[start : start + 1]
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         return {
@@ -192,12 +205,26 @@ class Encoder(TransformerEncoderBase):
         }
 
 
+    def _embedded(self, prompt: Tensor, rows: int) -> Tensor:
+        """What the first layer reads of a prompt ``[L, D]`` before each row, ``[R, L, D]``.
+
+        The table of positions has none for it: it is learnt, and so is where its vectors are. The rest is done to it as
+        to words, for the frozen layers know no other vectors than normalised ones; and a prompt of words' embeddings
+        is these words.
+        """
+        x = self.embed_scale * prompt
+        if self.layernorm_embedding is not None:
+            x = self.layernorm_embedding(x)
+        return self.dropout_module(x.expand(rows, -1, -1))
+
+
 class DecoderLayer(TransformerDecoderLayerBase):
     """fairseq's, on less where the whole target is given."""
 
     def __init__(self, cfg: TransformerConfig) -> None:
         super().__init__(cfg)
         _use_pytorchs_gelu(self)
+        self.register_module("adapter", None)
 
     def forward(
         self,
@@ -214,7 +241,7 @@ class DecoderLayer(TransformerDecoderLayerBase):
         Args:
             encoder_padding_mask: with ``given``, :func:`padding_mask` or None.
             last: int64 ``[R]``: give the states of these positions alone, ``[1, R, D]``. Then encoder and decoder
-                read rows of the same lengths, which end there.
+                read rows of the same lengths, which end there; the encoder's may have a prompt before them.
         """
         if not given:
             return super().forward(x, encoder_out, encoder_padding_mask, *arguments, **options)
@@ -223,9 +250,8 @@ class DecoderLayer(TransformerDecoderLayerBase):
         if last is not None:
             x, query = _at(x, last), _at(memory, last)
         # what follows a token is hidden from it, and so is padding, which follows all; the last token sees all but that
-        seen = attend(
-            self.self_attn, query, memory, None if last is None else encoder_padding_mask, causal=last is None
-        )
+        mask = None if last is None or encoder_padding_mask is None else encoder_padding_mask[..., -len(memory) :]
+        seen = attend(self.self_attn, query, memory, mask, causal=last is None)
         x = x + self.dropout_module(seen)
         if not self.normalize_before:
             x = self.self_attn_layer_norm(x)

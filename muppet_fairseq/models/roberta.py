@@ -40,7 +40,8 @@ class MuppetRobertaModel(WithHeads, FairseqEncoderModel):
 
     ``forward(src_tokens [R, T], head=name)`` returns that head's scores (``[R, n]`` from the ``<s>`` state,
     or ``[R, T, n]``); without ``head`` the features ``[R, T, D]``. With ``noise`` it returns twice as many rows: the
-    clean ones, then those of noised embeddings (R3F). ``padded=False`` promises that no row is padded.
+    clean ones, then those of noised embeddings (R3F). ``padded=False`` promises that no row is padded. ``prompt`` names
+    the dataset whose prompt rows begin with, in a model that has them; features and scores are the tokens' alone.
     """
 
     def __init__(self, args: Namespace, encoder: MuppetRobertaEncoder) -> None:
@@ -70,7 +71,12 @@ class MuppetRobertaModel(WithHeads, FairseqEncoderModel):
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = args.layer_norm_eps
+        model.tune(args, task)
         return model
+
+    @property
+    def text_encoder(self) -> Encoder:
+        return self.encoder.sentence_encoder
 
     def forward(
         self,
@@ -78,20 +84,27 @@ class MuppetRobertaModel(WithHeads, FairseqEncoderModel):
         head: str | None = None,
         noise: EmbeddingNoise | None = None,
         padded: bool = True,
+        prompt: str | None = None,
     ) -> Tensor:
-        encoder, embeddings = self.encoder.sentence_encoder, None
+        encoder, embeddings, vectors = self.text_encoder, None, self.prompt(prompt)
         if noise is not None:
             src_tokens, embeddings = clean_and_noised(encoder.embed_tokens, src_tokens, noise, encoder.padding_idx)
         of_sentence = self.reads_sentence(head)
-        encoded = encoder(src_tokens, token_embeddings=embeddings, padded=padded, first_only=of_sentence)
+        encoded = encoder(
+            src_tokens, token_embeddings=embeddings, padded=padded, first_only=of_sentence, prompt=vectors
+        )
         features = encoded["encoder_out"][0].transpose(0, 1)
-        return features if head is None else self.heads[head](features[:, 0] if of_sentence else features)
+        if of_sentence:
+            return self.heads[head](features[:, 0])
+        features = features[:, -src_tokens.shape[1] :]
+        return features if head is None else self.heads[head](features)
 
     def max_positions(self) -> int:
         return self.args.max_positions
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
         """Take RoBERTa's own checkpoints and ours: see :meth:`WithHeads.adapt`."""
+        self.complete(state_dict)
         for key in list(state_dict):
             if key.startswith("decoder."):
                 state_dict[f"encoder.{key.removeprefix('decoder.')}"] = state_dict.pop(key)
@@ -107,7 +120,7 @@ class MuppetRobertaModel(WithHeads, FairseqEncoderModel):
 def roberta_arguments(args: Namespace, layer_norm_eps: float = 1e-5) -> None:
     """Complete the model's arguments: RoBERTa's defaults where nothing is set."""
     args.layer_norm_eps = getattr(args, "layer_norm_eps", layer_norm_eps)
-    args.spectral_norm_heads = getattr(args, "spectral_norm_heads", False)
+    WithHeads.head_arguments(args)
     base_architecture(args)
 
 

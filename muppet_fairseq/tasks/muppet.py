@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Optional
 
@@ -145,6 +146,7 @@ class MuppetTask(FairseqTask):
         specs: the suite's datasets; a sample's ``dataset`` is an index into it.
         heads: the name of the head that each dataset uses, None where the decoder writes the answer.
         reuse_heads: whether heads come from the checkpoint that is loaded.
+        prompted: whether the model that was built has a prompt for each dataset; samples then name theirs.
         computed: the sub-batches of this update so far, on this worker.
         watch: over the other workers, if there are any.
     """
@@ -154,6 +156,7 @@ class MuppetTask(FairseqTask):
         self.dictionary, self.dictionary_sha256, self.specs = dictionary, sha256, specs
         # the default: a checkpoint is loaded to be used as it is
         self.reuse_heads = cfg.reuse_heads or not starts_anew(cfg)
+        self.prompted = False
         self.computed: list[Computed] = []
         self.watch: Watch | None = None
         self.layout = Layout(
@@ -205,6 +208,7 @@ class MuppetTask(FairseqTask):
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> nn.Module:
         """The model to train."""
         model = super().build_model(cfg, from_checkpoint)
+        self.prompted = getattr(model, "prompts", None) is not None
         if self.cfg.compile:
             compile_layers(model)
         return model
@@ -299,14 +303,14 @@ class MuppetTask(FairseqTask):
         compat.patience().update(state["patience"])
 
     def optimizer_step(self, optimizer: Any, model: nn.Module, update_num: int) -> None:
-        """A head that no sub-batch of the update named has gradient zero, on one worker as on many.
+        """A head or prompt that no sub-batch of the update named has gradient zero, on one worker as on many.
 
         (Without this, Adam would pass it over on one worker, but see zeros from fairseq's legacy DDP.)
         """
         zeros: dict[tuple[torch.Size, torch.dtype], torch.Tensor] = {}
-        for parameter in model.heads.parameters():
+        for parameter in chain(model.heads.parameters(), model.prompts.parameters() if self.prompted else ()):
             if parameter.grad is None and parameter.requires_grad:
-                # heads are alike, and an optimizer only reads gradients: one is enough for all of a shape
+                # they are alike, and an optimizer only reads gradients: one is enough for all of a shape
                 kind = parameter.shape, parameter.dtype
                 if kind not in zeros:
                     zeros[kind] = torch.zeros_like(parameter)
@@ -346,7 +350,8 @@ class MuppetTask(FairseqTask):
         number = sample["dataset"]
         family = FAMILIES[self.specs[number].family]
         if self.generator is not None and family.generates:
-            texts = self.generator(model, sample["net_input"]["src_tokens"])
+            rows = sample["net_input"]
+            texts = self.generator(model, rows["src_tokens"], rows.get("prompt"))
             counts = self.statistics_layout.counts(log["statistics"], number)
             counts += family.rouge_statistics(texts, sample).to(counts)
         return loss, sample_size, log
@@ -365,7 +370,13 @@ class MuppetTask(FairseqTask):
         """Open ``split`` of every dataset; a split that is not trained on may be missing from some."""
         training = split == self.cfg.train_subset
         dataset = MultitaskDataset.open(
-            self.cfg.data, self.specs, split, self.layout, self.dictionary_sha256, training=training
+            self.cfg.data,
+            self.specs,
+            split,
+            self.layout,
+            self.dictionary_sha256,
+            training=training,
+            prompted=self.prompted,
         )
         if training:
             self.size_weights = size_weights([len(subset) for subset in dataset.subsets])

@@ -1,0 +1,195 @@
+"""Soft prompts: for each dataset a matrix ``[l, d]`` of vectors that a frozen model reads before its tokens.
+
+Parameters are named after what the paper calls them, and after the dataset ``k``: ``P_k`` is a prompt of its own; a
+decomposed one (MPT, Eq. 2) is ``P * outer(u_k, v_k)`` of a matrix ``P`` that all datasets share.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from muppet_fairseq.errors import MuppetError, nearest
+
+#: the matrix that decomposed prompts share
+SHARED = "P"
+
+
+class Prompt(nn.Module, ABC):
+    """The prompts of several datasets.
+
+    Args:
+        names: of the datasets.
+        length: vectors of a prompt, ``l``.
+        dim: their width, ``d``.
+    """
+
+    def __init__(self, names: Sequence[str], length: int, dim: int) -> None:
+        super().__init__()
+        self.names, self.length, self.dim = tuple(names), length, dim
+
+    def matrix(self, name: str) -> Tensor:
+        """The prompt of a dataset, ``[l, d]``. Raises MuppetError where there is none."""
+        if name not in self.names:
+            raise MuppetError(
+                f"there is no prompt for {name!r}{nearest(name, self.names)}; there is one for {', '.join(self.names)}"
+            )
+        return self._matrix(name)
+
+    @abstractmethod
+    def _matrix(self, name: str) -> Tensor:
+        """The prompt of one of ``names``."""
+
+    def fold(self) -> dict[str, Tensor]:
+        """All that a model needs to predict with: each dataset's matrix ``[l, d]``, apart from the parameters."""
+        with torch.no_grad():
+            return {name: self._matrix(name).clone() for name in self.names}
+
+    @abstractmethod
+    def new_matrix(self) -> Tensor:
+        """What a dataset without a prompt here begins with, ``[l, d]``. Raises MuppetError where that is not clear."""
+
+    @abstractmethod
+    def start_from_words(self, embeddings: Tensor, first: int) -> None:
+        """Begin with the embeddings of random words, drawn with replacement (Lester et al. 2021).
+
+        Args:
+            embeddings: the backbone's, ``[V, d]``.
+            first: the number of the first word; special symbols are before it.
+        """
+
+    @torch.no_grad()
+    def start_from(self, source: Prompt) -> None:
+        """Begin with the prompts that were trained for other datasets, or for some of these.
+
+        Raises MuppetError where it is not clear which, or where they are of another length.
+        """
+        if (source.length, source.dim) != (self.length, self.dim):
+            raise MuppetError(
+                f"its prompts are {source.length} vectors of width {source.dim}, the model's {self.length} of width "
+                f"{self.dim}: set --prompt-length {source.length}, and choose the same backbone"
+            )
+        self._start_from(source)
+
+    @abstractmethod
+    def _start_from(self, source: Prompt) -> None:
+        """:meth:`start_from`, for prompts of the same size."""
+
+    def _words(self, embeddings: Tensor, first: int) -> Tensor:
+        return embeddings[torch.randint(first, len(embeddings), (self.length,), device=embeddings.device)]
+
+    def _empty(self, *shape: int) -> nn.Parameter:
+        return nn.Parameter(torch.empty(*shape))
+
+
+class VanillaPrompt(Prompt):
+    """Prompt tuning: one matrix for each dataset."""
+
+    def __init__(self, names: Sequence[str], length: int, dim: int) -> None:
+        super().__init__(names, length, dim)
+        for name in names:
+            self.register_parameter(f"P_{name}", self._empty(length, dim))
+
+    def _matrix(self, name: str) -> Tensor:
+        return self.get_parameter(f"P_{name}")
+
+    def new_matrix(self) -> Tensor:
+        if len(self.names) > 1:
+            raise MuppetError(
+                f"there are prompts for {', '.join(self.names)}, and a new dataset could start from any of them: "
+                "start it from a checkpoint of one dataset, or from decomposed prompts"
+            )
+        return self._matrix(self.names[0])
+
+    @torch.no_grad()
+    def start_from_words(self, embeddings: Tensor, first: int) -> None:
+        for name in self.names:
+            self._matrix(name).copy_(self._words(embeddings, first))
+
+    def _start_from(self, source: Prompt) -> None:
+        """Each dataset's own matrix where the source has one, else its :meth:`new_matrix`."""
+        for name in self.names:
+            self._matrix(name).copy_(source.matrix(name) if name in source.names else source.new_matrix())
+
+
+class DecomposedPrompt(Prompt):
+    """Multitask prompt tuning: a matrix that all datasets share, and a matrix of rank 1 for each to multiply it with.
+
+    Started from words it is the shared matrix for every dataset: ``u_k`` and ``v_k`` are ones.
+    """
+
+    def __init__(self, names: Sequence[str], length: int, dim: int) -> None:
+        super().__init__(names, length, dim)
+        self.register_parameter(SHARED, self._empty(length, dim))
+        for name in names:
+            self.register_parameter(f"u_{name}", self._empty(length))
+            self.register_parameter(f"v_{name}", self._empty(dim))
+
+    @property
+    def shared(self) -> Tensor:
+        """``P``, ``[l, d]``."""
+        return self.get_parameter(SHARED)
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor]:
+        """``u_k`` ``[l]`` and ``v_k`` ``[d]`` of a dataset."""
+        return self.get_parameter(f"u_{name}"), self.get_parameter(f"v_{name}")
+
+    def _matrix(self, name: str) -> Tensor:
+        return self.shared * torch.outer(*self.factors(name))
+
+    def mean_factors(self) -> tuple[Tensor, Tensor]:
+        """The means of all datasets' ``u_k`` and ``v_k``."""
+        u, v = zip(*map(self.factors, self.names), strict=True)
+        return torch.stack(u).mean(dim=0), torch.stack(v).mean(dim=0)
+
+    def new_matrix(self) -> Tensor:
+        return self.shared * torch.outer(*self.mean_factors())
+
+    @torch.no_grad()
+    def start_from_words(self, embeddings: Tensor, first: int) -> None:
+        self._share(self._words(embeddings, first))
+
+    def _start_from(self, source: Prompt) -> None:
+        """The source's shared matrix with each dataset's own factors where it has them, else their means; of a source
+        that is not decomposed, the one matrix that it has."""
+        if not isinstance(source, DecomposedPrompt):
+            self._share(source.new_matrix())
+            return
+        self.shared.copy_(source.shared)
+        for name in self.names:
+            given = source.factors(name) if name in source.names else source.mean_factors()
+            for own, value in zip(self.factors(name), given, strict=True):
+                own.copy_(value)
+
+    def _share(self, matrix: Tensor) -> None:
+        self.shared.copy_(matrix)
+        for name in self.names:
+            for factor in self.factors(name):
+                factor.fill_(1)
+
+
+PROMPT_TYPES: dict[str, type[Prompt]] = {"vanilla": VanillaPrompt, "decomposed": DecomposedPrompt}
+
+
+def prompt_of(state: Mapping[str, Tensor]) -> Prompt:
+    """The prompts that a ``state_dict`` is of, in its tensors; they are decomposed if it has a shared matrix.
+
+    Raises MuppetError for what is no such thing.
+    """
+    decomposed = SHARED in state
+    start = "u_" if decomposed else "P_"
+    names = [key.removeprefix(start) for key in state if key.startswith(start)]
+    first = state.get(SHARED if decomposed else f"P_{next(iter(names), '')}")
+    try:
+        if first is None or not names:
+            raise ValueError("there are none")
+        with torch.device("meta"):
+            prompt = PROMPT_TYPES["decomposed" if decomposed else "vanilla"](names, *first.shape)
+        prompt.load_state_dict(dict(state), assign=True)
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise MuppetError(f"its prompts are not whole ({reason}): copy the checkpoint again") from None
+    return prompt
