@@ -42,6 +42,7 @@ EXTRAS = {
         "onnx>=1.17",  # examples/serving/to_onnx.py
         "onnxscript>=0.5",
         "onnxruntime>=1.20",
+        "peft>=0.11",  # the reference for decomposed prompts; it imports accelerate and psutil, which come with it
         "scikit-learn>=1.4",  # the reference for metrics
         "seqeval>=1.2.2",  # the reference for chunks
         "nltk>=3.8",  # reads trees back

@@ -198,10 +198,10 @@ class MuppetHub(nn.Module):
         examples, one = _sentence_examples(spec, text, second, "")
         if not examples:
             return []
-        dataset = self._lay_out(spec, examples, truncate)
+        rows = self._lay_out(spec, examples, truncate)
         states = []
-        for index in range(len(dataset)):
-            sample = dataset.collate([dataset[index]])
+        for index in range(len(rows)):
+            sample = rows.collate([rows[index]])
             states.append(self.model(sample["net_input"]["src_tokens"].to(self.trained.device), prompt=dataset)[0])
         return states[0] if one else states
 

@@ -51,13 +51,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         # without PyTorch's notes on its modules
         model = dict(state["model"])
     except (KeyError, TypeError, ValueError):
-        raise _other_version(path) from None
+        raise other_version(path) from None
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in model.items()):
-        raise _other_version(path)
+        raise other_version(path)
     return {"cfg": cfg, "model": model, "task_state": known}
 
 
-def _other_version(path: Path) -> MuppetError:
+def other_version(path: Path) -> MuppetError:
+    """Say that a checkpoint's options are not what they should be."""
     return MuppetError(f"{path} is of another version of muppet_fairseq; load it with that")
 
 
@@ -193,7 +194,7 @@ class TrainedModel:
             kind = ARCH_MODEL_REGISTRY[options.arch]
             specs = [_spec(values) for values in state["task_state"]["specs"]]
         except (AttributeError, KeyError, TypeError):
-            raise _other_version(checkpoint) from None
+            raise other_version(checkpoint) from None
         task = MuppetTask(cfg, load_dictionary(dictionary), dictionary_sha256(dictionary), specs)
         try:
             if prompts is None:

@@ -532,7 +532,13 @@ def test_rouge_in_validation_is_that_of_evaluate(data, one_and_two):
         search = asdict(GenerationOptions()) | search
         args = Namespace(checkpoint=one_and_two[1] / "checkpoint_last.pt", data=data, datasets="summaries", **search)
         vars(args).update(
-            split="valid", predictions=None, json=True, example_scores=False, max_tokens=None, device="cpu"
+            split="valid",
+            predictions=None,
+            json=True,
+            example_scores=False,
+            max_tokens=None,
+            device="cpu",
+            prompts=None,
         )
         return evaluate(args)["results"][0]["metrics"]
 

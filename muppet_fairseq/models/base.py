@@ -89,6 +89,8 @@ class WithHeads:
         check_tuning(args)
         if args.tune == "all":
             return
+        if args.tune != "bitfit" and any(getattr(module, "is_unusual", False) for module in self.modules()):
+            raise MuppetError(f"--tune {args.tune} does not go with --quant-noise-pq or xFormers: leave these out")
         self._load_backbone(Path(args.backbone))
         if args.tune == "prompts":
             names = [spec.name for spec in task.specs]
@@ -96,12 +98,10 @@ class WithHeads:
             self.prompts = PROMPT_TYPES[args.prompt_type](names, args.prompt_length, embeddings.shape[1])
             self.prompts.start_from_words(embeddings, task.dictionary.nspecial)
             self.leaves_unused = self.leaves_unused or len(names) > 1
-        layers = [module for module in self.modules() if isinstance(module, EncoderLayer | DecoderLayer)]
-        if args.tune != "bitfit" and (not layers or self.text_encoder.is_unusual):
-            raise MuppetError(f"--tune {args.tune} does not go with --quant-noise-pq or xFormers: leave these out")
         if args.tune == "adapters":
-            for layer in layers:
-                layer.adapter = Adapter(layer.embed_dim, args.adapter_dim)
+            for layer in list(self.modules()):
+                if isinstance(layer, EncoderLayer | DecoderLayer):
+                    layer.adapter = Adapter(layer.embed_dim, args.adapter_dim)
         self.tuning = args.tune
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(is_tuned(self.tuning, name))

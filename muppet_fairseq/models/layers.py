@@ -185,6 +185,10 @@ class Encoder(TransformerEncoderBase):
             is_padding = F.pad(is_padding, (start, 0))
             mask = None if mask is None else F.pad(mask, (start, 0))
         x = x.transpose(0, 1)
+        if self.cfg.checkpoint_activations and torch.is_grad_enabled() and not x.requires_grad:
+            # what is computed again gets a gradient only where something that goes in has one: frozen embeddings
+            # would leave the layers without
+            x.requires_grad_()
         states = [x] if return_all_hiddens else []
         layers = list(self.layers)  # of --encoder-layerdrop, those that are left
         for number, layer in enumerate(layers, start=1):
@@ -203,7 +207,6 @@ class Encoder(TransformerEncoderBase):
             "src_tokens": [],
             "src_lengths": [],
         }
-
 
     def _embedded(self, prompt: Tensor, rows: int) -> Tensor:
         """What the first layer reads of a prompt ``[L, D]`` before each row, ``[R, L, D]``.

@@ -12,7 +12,7 @@ from muppet_fairseq.models.checkpoint import packed
 from muppet_fairseq.prompts.prompt import prompt_of
 from muppet_fairseq.release import own_storage, portable_task_options
 from muppet_fairseq.spec import DatasetSpec
-from muppet_fairseq.trained import model_options, read_checkpoint
+from muppet_fairseq.trained import model_options, other_version, read_checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,13 +43,14 @@ def fold(checkpoint: Path, out: Path) -> list[str]:
         raise MuppetError(f"{checkpoint} holds no prompts; name a checkpoint of a run with --tune prompts")
     folded = prompt_of(prompts).fold()
     rest = {key: value for key, value in state["model"].items() if not key.startswith(start)}
-    specs = [DatasetSpec.from_dict(values) for values in state["task_state"]["specs"]]
-    content = packed(
-        portable_task_options(state["cfg"]["task"], specs),
-        model_options(state["cfg"]["model"]) | {"prompt_type": "vanilla"},
-        own_storage(rest | {f"{start}P_{name}": matrix for name, matrix in folded.items()}),
-        state["task_state"],
-    )
+    try:
+        specs = [DatasetSpec.from_dict(values) for values in state["task_state"]["specs"]]
+        task = portable_task_options(state["cfg"]["task"], specs)
+        model = model_options(state["cfg"]["model"]) | {"prompt_type": "vanilla"}
+    except (AttributeError, KeyError, TypeError):
+        raise other_version(checkpoint) from None
+    tensors = own_storage(rest | {f"{start}P_{name}": matrix for name, matrix in folded.items()})
+    content = packed(task, model, tensors, state["task_state"])
     temporary = out.with_name(f".{out.name}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
