@@ -136,11 +136,13 @@ def _check_sizes(options: Mapping[str, Any], task: MuppetTask, state: Mapping[st
         for name, (said, there) in sizes.items():
             if said > there or (said < there and not (partial and name == "max_positions")):
                 raise ValueError(f"its options say {name} {said!r}, its tensors {there}")
-    width, length, kind = options["encoder_embed_dim"], options["prompt_length"], options["prompt_type"]
+    dim, length, kind = options["encoder_embed_dim"], options["prompt_length"], options["prompt_type"]
     for spec in task.specs if options["tune"] == "prompts" else ():
-        names = {"vanilla": [f"P_{spec.name}"], "decomposed": ["P", f"v_{spec.name}"]}[kind]
-        numbers = [state[f"prompts.{name}"].numel() for name in names]
-        if numbers != [length * width, width][: len(names)]:
+        wanted = {
+            "vanilla": {f"P_{spec.name}": (length, dim)},
+            "decomposed": {"P": (length, dim), f"u_{spec.name}": (length,), f"v_{spec.name}": (dim,)},
+        }[kind]
+        if any(state[f"prompts.{name}"].shape != shape for name, shape in wanted.items()):
             raise ValueError(f"its options say {length} vectors, its prompt of {spec.name} has other sizes")
     if options["tune"] == "adapters":
         there = {len(value) for name, value in state.items() if name.endswith(".adapter.down.weight")}

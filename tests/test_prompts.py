@@ -18,6 +18,7 @@ from muppet_fairseq.criterions.muppet import MuppetCriterion
 from muppet_fairseq.criterions.muppet_r3f import MuppetR3FCriterion
 from muppet_fairseq.data.tokenizer import Tokenizer, dictionary_sha256
 from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.generation import GenerationOptions, Generator
 from muppet_fairseq.hf import importing
 from muppet_fairseq.models.checkpoint import packed
 from muppet_fairseq.prompts.count import ParameterCounts, count_parameters
@@ -337,6 +338,34 @@ def test_noise_is_of_tokens_alone(tasks, backbones, arch):
         assert noise.shape == (*rows.shape, 64)
         assert clean.equal(noised)
         assert clean.equal(model(rows, head="animals", prompt="animals"))
+
+
+def test_texts_are_written_with_the_prompt(tasks, backbones):
+    """The search of one hypothesis is the likeliest token at each step, as the model scores whole targets."""
+    task = tasks["bart"]
+    dictionary, model = task.dictionary, prompted("bart", task, backbones["bart"])
+    generator = Generator(
+        GenerationOptions(beam=1, min_len=0, max_len_b=5), dictionary, lambda t: " ".join(map(str, t))
+    )
+    rows = test_bart.SINGLES
+    # with embeddings for a projection it would say again and again what it has read last
+    model.decoder.output_projection = nn.Linear(64, len(dictionary), bias=False)
+    with torch.no_grad():
+        texts = {name: generator(model, rows, name) for name in ("animals", "summaries")}
+        for name, written in texts.items():
+            for row, text in zip(rows, written, strict=True):
+                target = [dictionary.eos(), dictionary.bos()]
+                while len(target) < 3 or (len(target) < 7 and target[-1] != dictionary.eos()):
+                    predicted = torch.tensor([len(target) - 1])
+                    previous = torch.tensor([target])
+                    scores = model(row[None], prev_output_tokens=previous, predicted=predicted, prompt=name)[0]
+                    scores[dictionary.pad()] = -torch.inf
+                    target.append(int(scores.argmax()))
+                mask = dictionary.index("<mask>")
+                assert text == " ".join(
+                    str(token) for token in target if token >= dictionary.nspecial and token != mask
+                )
+    assert texts["animals"] != texts["summaries"]
 
 
 def test_dropout_of_a_prompt_differs_between_rows(tasks, backbones):

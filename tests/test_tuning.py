@@ -132,10 +132,18 @@ def test_a_run_changes_what_it_tunes_and_writes_no_more(data, backbones, tmp_pat
     assert sum(int(number.replace(",", "")) for number in said.groups()) == trains
 
 
-@pytest.mark.parametrize(("tuned", "workers"), [("decomposed", 1), ("vanilla", 2), ("bitfit", 1), ("adapters", 1)])
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(data, backbones, tmp_path, tuned, workers):
-    def run(name: str, *more: str) -> None:
-        words = ("--disable-validation", *more)
+@pytest.mark.parametrize(
+    ("tuned", "workers", "more"),
+    [
+        ("decomposed", 1, ()),
+        ("vanilla", 2, ("--ddp-backend", "pytorch_ddp")),
+        ("bitfit", 1, ("--bf16",)),
+        ("adapters", 1, ("--checkpoint-activations",)),
+    ],
+)
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(data, backbones, tmp_path, tuned, workers, more):
+    def run(name: str, *until: str) -> None:
+        words = ("--disable-validation", *more, *until)
         trained(tuned_options(data, tmp_path / name, backbones["roberta"], tuned, *words), workers=workers)
 
     run("whole", "--max-update", "14")

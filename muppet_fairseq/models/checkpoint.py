@@ -76,7 +76,8 @@ def adapt_state_dict(
 def _check_dictionary(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
     # fairseq's own checkpoints do not name their dictionary
     theirs = state.setdefault(DICTIONARY_KEY, own[DICTIONARY_KEY])
-    if not theirs.equal(own[DICTIONARY_KEY]):
+    # the model may be on a GPU, what was read is not
+    if not theirs.cpu().equal(own[DICTIONARY_KEY].cpu()):
         raise MuppetError(
             "the checkpoint was trained with another dictionary than this data-bin's dict.txt: prepare the data "
             "with the checkpoint's tokenizer (python -m preprocess prepare --tokenizer DIR)"

@@ -53,9 +53,9 @@ def backbone_sha256(state: Mapping[str, Tensor]) -> Tensor:
 
 def check_backbone(own: Tensor, trained_on: Tensor) -> None:
     """Compare two :func:`backbone_sha256`. Raises MuppetError where they differ."""
-    if not own.equal(trained_on):
-        ours, theirs = (bytes(sha256.tolist()).hex()[:12] for sha256 in (own.cpu(), trained_on.cpu()))
+    ours, theirs = (bytes(sha256.tolist()).hex() for sha256 in (own, trained_on))
+    if ours != theirs:
         raise MuppetError(
-            f"the checkpoint was trained on another backbone (its tensors' SHA-256 begins with {theirs}) than the one "
-            f"that is given ({ours}): name the backbone that it was trained on"
+            f"the checkpoint was trained on another backbone (its tensors' SHA-256 begins with {theirs[:12]}) than the "
+            f"one that is given ({ours[:12]}): name the backbone that it was trained on"
         )
