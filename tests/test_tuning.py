@@ -138,7 +138,7 @@ def test_a_run_changes_what_it_tunes_and_writes_no_more(data, backbones, tmp_pat
         ("decomposed", 1, ()),
         ("vanilla", 2, ("--ddp-backend", "pytorch_ddp")),
         ("bitfit", 1, ("--bf16",)),
-        ("adapters", 1, ("--checkpoint-activations",)),
+        ("adapters", 1, ()),
     ],
 )
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(data, backbones, tmp_path, tuned, workers, more):
