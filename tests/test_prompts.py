@@ -28,6 +28,7 @@ from muppet_fairseq.spec import DatasetSpec
 from muppet_fairseq.tasks.muppet import MuppetTask, MuppetTaskConfig
 from tests import test_bart
 from tests.test_import_hf import encode_both, english_sentences, spread, tiny_bert, tiny_roberta
+from tests.test_layers import Waits
 from tests.test_models import perturbed, some_rows
 from tests.toy_suite import open_task
 
@@ -322,6 +323,22 @@ def test_every_family_trains_its_own_prompt_and_head_and_nothing_else(data, back
             head = task.heads[sample["dataset"]]
             assert {key.split(".")[1] for key in reached if key.startswith("heads.")} == {head} - {None}
             assert all(model.get_parameter(key).grad.abs().max() > 0 for key in reached if key.startswith("prompts."))
+
+
+@pytest.mark.parametrize("arch", SUITES)
+def test_nothing_waits_and_the_last_layer_is_computed_where_it_is_read(data, backbones, arch):
+    task, samples = samples_of(data, arch)
+    model = prompted(arch, task, backbones[arch])
+    for sample in samples.values():
+        with Waits() as waits:
+            loss, _, _ = MuppetCriterion(task, "log", 0.1)(model, sample)
+            loss.backward()
+        assert not waits.seen
+    rows, shapes = samples["animals"]["net_input"]["src_tokens"], []
+    last = (model.text_encoder if arch == "roberta" else model.decoder).layers[-1]
+    last.fc1.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape)))
+    model(rows, head="animals", prompt="animals")
+    assert shapes == [(1, len(rows), 256)]
 
 
 @pytest.mark.parametrize("arch", SUITES)
