@@ -58,7 +58,8 @@ class MuppetTaskConfig(FairseqDataclass):
         default="batch_heterogeneous",
         metadata={
             "help": "an update holds sub-batches of different datasets (the method), of one dataset, or all of "
-            "one dataset comes before the next (Section 5.2)"
+            "one dataset comes before the next (Section 5.2); or each update draws how many datasets it holds, from "
+            "two on, and which (MPT)"
         },
     )
     # not named "sampling": fairseq keeps all options in one namespace, and there that is its generator's
