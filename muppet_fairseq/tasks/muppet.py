@@ -90,8 +90,8 @@ class MuppetTaskConfig(FairseqDataclass):
     lr_factors: str = field(
         default="",
         metadata={
-            "help": "learning rates of parts as factors of --lr at every update, say P=1,u=2,v=2,heads=0.1: of matrices "
-            "of prompts, of the vectors of decomposed ones, of heads (default: 1; with 0 a part stays as it is)"
+            "help": "learning rates of parts as factors of --lr at every update, say P=1,u=2,v=2,heads=0.1: of "
+            "matrices of prompts, vectors of decomposed ones, heads (default: 1; with 0 a part stays as it is)"
         },
     )
     on_bad_loss: ChoiceEnum(ON_BAD_LOSS) = field(
