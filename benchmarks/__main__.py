@@ -24,6 +24,7 @@ from benchmarks import (
     scaling,
     startup,
     table,
+    tuning,
 )
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import write_text
@@ -43,6 +44,7 @@ BENCHMARKS = {
     "r3f": r3f,
     "scaling": scaling,
     "startup": startup,
+    "tuning": tuning,
 }
 
 

@@ -59,9 +59,14 @@ def trains(args: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
     """The arguments of both trainings: each update is one sub-batch of as many rows as fit."""
     ours = ["--user-dir", str(ROOT / "muppet_fairseq"), *words_of_muppet(args, folder, NAME)]
     stock = words_of_stock(args, folder / NAME, "sentence_prediction", 2)
-    more = ["--max-update", str(args.updates), "--disable-validation", "--num-workers", "0", "--log-format", "none"]
-    more += ["--required-batch-size-multiple", "1", "--save-dir", str(folder / "none")]
+    more = words_of_process(args, folder)
     return {"fairseq": [*stock, *more], "muppet": [*ours, *more]}
+
+
+def words_of_process(args: argparse.Namespace, folder: Path) -> list[str]:
+    """The arguments of a training that does its updates and no more."""
+    more = ["--max-update", str(args.updates), "--disable-validation", "--num-workers", "0", "--log-format", "none"]
+    return [*more, "--required-batch-size-multiple", "1", "--save-dir", str(folder / "none")]
 
 
 def train(words: list[str]) -> dict[str, int]:

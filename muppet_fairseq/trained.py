@@ -137,13 +137,16 @@ def _check_sizes(options: Mapping[str, Any], task: MuppetTask, state: Mapping[st
             if said > there or (said < there and not (partial and name == "max_positions")):
                 raise ValueError(f"its options say {name} {said!r}, its tensors {there}")
     dim, length, kind = options["encoder_embed_dim"], options["prompt_length"], options["prompt_type"]
+    wanted: dict[str, tuple[int, ...]] = {}
     for spec in task.specs if options["tune"] == "prompts" else ():
-        wanted = {
+        wanted |= {
             "vanilla": {f"P_{spec.name}": (length, dim)},
             "decomposed": {"P": (length, dim), f"u_{spec.name}": (length,), f"v_{spec.name}": (dim,)},
+            "shared": {"P": (length, dim)},
         }[kind]
-        if any(state[f"prompts.{name}"].shape != shape for name, shape in wanted.items()):
-            raise ValueError(f"its options say {length} vectors, its prompt of {spec.name} has other sizes")
+    prompts = {name.removeprefix("prompts."): value for name, value in state.items() if name.startswith("prompts.")}
+    if {name: tuple(value.shape) for name, value in prompts.items()} != wanted:
+        raise ValueError(f"its options say {kind} prompts of {length} vectors, its tensors are others")
     if options["tune"] == "adapters":
         there = {len(value) for name, value in state.items() if name.endswith(".adapter.down.weight")}
         if there != {options["adapter_dim"]}:

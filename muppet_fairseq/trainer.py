@@ -12,10 +12,11 @@ import torch
 import torch.distributed
 from fairseq import trainer as fairseq_trainer
 from fairseq.logging import metrics
-from fairseq.optim import FP16Optimizer
+from fairseq.optim import FP16Optimizer, lr_scheduler
 from fairseq.optim.dynamic_loss_scaler import DynamicLossScaler
 from torch import Tensor
 
+from muppet_fairseq import lr_factors
 from muppet_fairseq.criterions.computed import CURE
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families.base import Sample
@@ -53,12 +54,15 @@ class MuppetTrainer(fairseq_trainer.Trainer):
       not finite; with ``--on-bad-loss skip`` the update is done again without them. An fp16 gradient that overflows
       while all losses are finite is left to fairseq's loss scaler.
     * Workers watch over each other: :class:`muppet_fairseq.watch.Watch`.
+    * Parts of the model have learning rates of their own: :mod:`muppet_fairseq.lr_factors`.
     """
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self._muppet = isinstance(self.task, MuppetTask)
         self._empty_updates = 0
+        self._lr_factors = self.task.lr_factors if self._muppet else {}
+        lr_factors.check(self._lr_factors, self.cfg.common, self.cfg.distributed_training)
         if self._muppet and self.data_parallel_world_size > 1:
             self.task.watch = Watch.start(self.task.cfg.worker_timeout)
 
@@ -69,10 +73,15 @@ class MuppetTrainer(fairseq_trainer.Trainer):
     # -- what fairseq calls -----------------------------------------------------------------------------
 
     def _build_optimizer(self) -> None:
-        """fairseq's, with Adam in one kernel; ``--use-old-adam`` asks for fairseq's own."""
+        """fairseq's, with Adam in one kernel; ``--use-old-adam`` asks for fairseq's own. And with ``--lr-factors``."""
         old = getattr(self.cfg.optimizer, "use_old_adam", True) or self.tpu
         with fused_adam() if self._muppet and not old else nullcontext():
             super()._build_optimizer()
+        if self._lr_factors:
+            lr_factors.split(self._lr_factors, self._optimizer, self._model)
+            # a schedule may count the groups
+            self._lr_scheduler = lr_scheduler.build_lr_scheduler(self.cfg.lr_scheduler, self._optimizer)
+            self._lr_scheduler.step_update(0)
 
     def train_step(self, samples: list[Sample], raise_oom: bool = False) -> dict[str, Any] | None:
         """One update. None, as after an overflow, where no sub-batch was left to make it of.

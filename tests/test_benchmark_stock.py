@@ -16,7 +16,7 @@ from fairseq.optim.adam import Adam
 from fairseq.trainer import Trainer
 from torch import nn
 
-from benchmarks import choices, heads, memory, overhead
+from benchmarks import choices, heads, memory, overhead, tuning
 from benchmarks.__main__ import main
 from muppet_fairseq.optimizer import FusedAdam
 from muppet_fairseq.trainer import MuppetTrainer
@@ -163,3 +163,30 @@ def test_memory_has_sub_batches_of_one_shape(data, tmp_path):
     shapes = {tuple(ours.collate(e)["net_input"]["src_tokens"].shape) for e in overhead.sub_batches(ours, own)}
     assert shapes == {(128 // 16, 16)}
     assert {int(stock.dataset.num_tokens(number)) for number in range(len(stock.dataset))} == {16}
+
+
+def test_ways_of_tuning_step_on_the_same_sub_batch(data, tmp_path):
+    args = arguments(tuning, data, "--lengths", "16", "--rounds", "1", "--updates", "2")
+    args.length = 16
+    memory.write_data(args, tmp_path)
+    words = tuning.ways(args, tmp_path)
+    seconds, trained = tuning.timed(args, words)
+    assert list(seconds) == list(trained) == list(tuning.WAYS)
+    width, classes = 64, 2
+    head = (width + 1) * width + (width + 1) * classes
+    assert trained["prompts_20"] == 20 * width + head
+    assert trained["prompts_100"] == 100 * width + head
+    assert head < trained["bitfit"] < trained["adapters"] < trained["all"]
+    for way, (options, _) in tuning.WAYS.items():
+        assert (str(tmp_path / "backbone.pt") in words[way]) == bool(options)
+
+
+@pytest.mark.slow
+def test_memory_of_tuning_is_of_whole_processes(data, capsys):
+    more = ("--lengths", "16", "--rounds", "2", "--updates", "2", "--processes", "1")
+    result = printed(capsys, "tuning", str(data), *more)
+    figures = result["figures"]["16"]
+    assert all(figures[way]["peak"]["median"] > 1e6 for way in tuning.WAYS)
+    ratios = {way: [figures[way][f"{what}_ratio"]["median"] for what in ("step", "peak")] for way in [*tuning.WAYS][1:]}
+    assert [target["value"] for target in result["targets"]] == [value for both in ratios.values() for value in both]
+    assert [target["bound"] for target in result["targets"]] == [2.25, 2.25, 7.25, 7.25, 1, 1, 1, 1]

@@ -95,6 +95,7 @@ def test_the_command_prints_json(data):
         {"workers": 3, "update_freq": 3, "max_tokens": 160, "batching": "batch_homogeneous"},
         {"workers": 16, "update_freq": 4, "max_tokens": 128, "batching": "batch_homogeneous"},  # no update is full
         {"workers": 1, "update_freq": 8, "max_tokens": 128, "batching": "dataset_homogeneous"},
+        {"workers": 2, "update_freq": 3, "max_tokens": 128, "batching": "stochastic_tasks"},
         {"workers": 2, "update_freq": 2, "max_tokens": 128, "max_positions": 20, "window_overlap": 2},
     ],
 )

@@ -81,14 +81,15 @@ def test_values_and_gradients_of_a_decomposed_prompt_are_pefts():
 @given(count=st.integers(1, 6), length=st.integers(1, 30), dim=st.integers(1, 40))
 def test_the_number_of_parameters_is_the_papers(kind, count, length, dim):
     prompt = PROMPT_TYPES[kind]([f"k{number}" for number in range(count)], length, dim)
-    expected = {"vanilla": length * dim * count, "decomposed": length * dim + (length + dim) * count}
+    matrix = length * dim
+    expected = {"vanilla": matrix * count, "decomposed": matrix + (length + dim) * count, "shared": matrix}
     assert sum(parameter.numel() for parameter in prompt.parameters()) == expected[kind]
 
 
 @pytest.mark.parametrize("kind", PROMPT_TYPES)
 def test_folded_and_read_back_it_is_the_same(kind):
     prompt = random_prompt(kind)
-    read, folded = prompt_of(prompt.state_dict()), prompt.fold()
+    read, folded = prompt_of(prompt.state_dict(), sharing=NAMES), prompt.fold()
     again = prompt_of({f"P_{name}": matrix for name, matrix in folded.items()})
     assert type(read) is type(prompt)
     assert read.names == prompt.names
@@ -111,8 +112,8 @@ def test_it_begins_with_words(kind):
         used = words.any(dim=0)
         assert not used[:4].any()
         assert used.sum() > 10
-    # decomposed, it is the one matrix for all
-    assert prompt.matrix("a").equal(prompt.matrix("b")) == (kind == "decomposed")
+    # else it is the one matrix for all
+    assert prompt.matrix("a").equal(prompt.matrix("b")) == (kind != "vanilla")
     # whose words a vanilla prompt of one dataset begins with, too
     single = VanillaPrompt(["a"], 50, 6)
     torch.manual_seed(1)
@@ -143,6 +144,40 @@ def test_a_target_begins_with_the_one_matrix_of_a_source(kind):
     assert target.matrix("two").equal(source.matrix("source"))
 
 
+@pytest.mark.parametrize("kind", PROMPT_TYPES)
+def test_any_target_begins_with_a_matrix_that_was_shared(kind):
+    source = random_prompt("shared")
+    # the state of it names no dataset
+    for shared in (source, prompt_of(source.state_dict()), prompt_of(source.state_dict(), sharing=["a"])):
+        target = PROMPT_TYPES[kind](["a", "new"], 4, 6)
+        target.start_from(shared)
+        for name in ("a", "new"):
+            assert target.matrix(name).equal(source.shared)
+        assert all(own.grad_fn is None and own.is_leaf for own in target.parameters())
+
+
+def test_a_shared_matrix_begins_as_a_new_dataset_would():
+    source = random_prompt("decomposed")
+    (vanilla, shared) = (PROMPT_TYPES[kind](names, 4, 6) for kind, names in (("vanilla", ["new"]), ("shared", NAMES)))
+    for target in (vanilla, shared):
+        target.start_from(source)
+    assert shared.shared.equal(vanilla.matrix("new"))
+    assert shared.fold().keys() == set(NAMES)
+    assert shared.matrix("a") is shared.matrix("b")
+
+
+def test_gradients_of_a_shared_matrix_are_the_sum_of_all_datasets():
+    shared, vanilla = random_prompt("shared").double(), random_prompt("vanilla").double()
+    with torch.no_grad():
+        for name in NAMES:
+            vanilla.matrix(name).copy_(shared.shared)
+    weights = torch.randn(len(NAMES), 4, 6, dtype=torch.float64)
+    for prompt in (shared, vanilla):
+        sum((prompt.matrix(name).sin() * w).sum() for name, w in zip(NAMES, weights, strict=True)).backward()
+    expected = sum(vanilla.matrix(name).grad for name in NAMES)
+    torch.testing.assert_close(shared.shared.grad, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_what_is_not_clear_or_not_whole_is_said():
     several = random_prompt("vanilla")
     for kind in PROMPT_TYPES:
@@ -153,7 +188,8 @@ def test_what_is_not_clear_or_not_whole_is_said():
     with pytest.raises(MuppetError, match=r"there is no prompt for 'd'; there is one for a, b, c"):
         several.matrix("d")
     state = random_prompt("decomposed").state_dict()
-    for damaged in ({}, {"P": state["P"]}, state | {"v_a": torch.ones(3)}, state | {"P": torch.ones(6)}):
+    of_one = {"P": state["P"], "u_a": state["u_a"]}
+    for damaged in ({}, of_one, {"P": torch.ones(6)}, state | {"v_a": torch.ones(3)}, state | {"P": torch.ones(6)}):
         with pytest.raises(MuppetError, match="its prompts are not whole"):
             prompt_of(damaged)
 
@@ -305,10 +341,10 @@ def test_padding_makes_no_difference(tasks, backbones, arch):
             assert (model(rows, head=head, prompt=other) - together).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("arch", SUITES)
-def test_every_family_trains_its_own_prompt_and_head_and_nothing_else(data, backbones, arch):
+@pytest.mark.parametrize(("arch", "kind"), [("roberta", "decomposed"), ("bart", "decomposed"), ("bart", "shared")])
+def test_every_family_trains_its_own_prompt_and_head_and_nothing_else(data, backbones, arch, kind):
     task, samples = samples_of(data, arch)
-    model = prompted(arch, task, backbones[arch], dropout=0.0, attention_dropout=0.0).train()
+    model = prompted(arch, task, backbones[arch], prompt_type=kind, dropout=0.0, attention_dropout=0.0).train()
     r3f = MuppetR3FCriterion(task, "log", 0.1, r3f_lambda=1.0, eps=0.01, noise_type="uniform")
     for name, sample in samples.items():
         assert sample["net_input"]["prompt"] == name
@@ -317,9 +353,8 @@ def test_every_family_trains_its_own_prompt_and_head_and_nothing_else(data, back
             loss, _, _ = criterion(model, sample)
             loss.backward()
             reached = {key for key, value in model.named_parameters() if value.grad is not None}
-            assert {key for key in reached if not key.startswith("heads.")} == {
-                f"prompts.{part}" for part in ("P", f"u_{name}", f"v_{name}")
-            }
+            own = {"decomposed": ("P", f"u_{name}", f"v_{name}"), "shared": ("P",)}[kind]
+            assert {key for key in reached if not key.startswith("heads.")} == {f"prompts.{part}" for part in own}
             head = task.heads[sample["dataset"]]
             assert {key.split(".")[1] for key in reached if key.startswith("heads.")} == {head} - {None}
             assert all(model.get_parameter(key).grad.abs().max() > 0 for key in reached if key.startswith("prompts."))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from torch.utils.data import Dataset
 
 from muppet_fairseq.data.iterator import ScheduleIterator
@@ -19,6 +20,7 @@ from muppet_fairseq.data.schedule import (
     Sizes,
     SubBatchLimits,
     deal,
+    drawn_tasks,
     evenly_spread,
     form_sub_batches,
     in_runs,
@@ -149,6 +151,90 @@ def test_dataset_homogeneous_order_finishes_a_dataset_before_the_next():
     )
     sequence = schedule.dataset[schedule.order()]
     assert 1 + np.count_nonzero(np.diff(sequence)) == 3
+
+
+@settings(max_examples=100)
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=12), st.integers(1, 20), st.integers(0, 999))
+def test_each_update_draws_two_tasks_or_more_while_there_are_so_many(counts, size, seed):
+    drawn = drawn_tasks(counts, size, np.random.default_rng(seed))
+    assert np.array_equal(np.bincount(drawn, minlength=len(counts)), counts)
+    left = np.array(counts)
+    for begin in range(0, len(drawn), size):
+        held = np.bincount(drawn[begin : begin + size], minlength=len(counts))
+        most = min(np.count_nonzero(left), size, len(drawn) - begin)
+        assert min(2, most) <= np.count_nonzero(held) <= most
+        # what is left says how many places: never fewer for more of it
+        (there,) = np.nonzero(held)
+        by_size = there[np.lexsort((held[there], left[there]))]
+        assert np.all(np.diff(held[by_size]) >= 0)
+        left -= held
+
+
+def test_the_number_of_tasks_is_uniform():
+    counts, size = [40_000] * 12, 16
+    distinct = [
+        len(np.unique(update)) for update in drawn_tasks(counts, size, np.random.default_rng(1)).reshape(-1, size)
+    ]
+    # while none can have run out
+    numbers = np.bincount(distinct[: min(counts) // size], minlength=13)[2:]
+    assert len(numbers) == 11
+    assert numbers.sum() == 2500
+    assert stats.chisquare(numbers).pvalue > 0.01
+
+
+def test_tasks_are_drawn_one_after_the_other_by_what_they_have_left():
+    weights = [1, 2, 3, 4]
+    pairs = [tuple(sorted(drawn_tasks(weights, 2, np.random.default_rng(seed))[:2])) for seed in range(3000)]
+    both = list(itertools.combinations(range(4), 2))
+    share = {a: weight / sum(weights) for a, weight in enumerate(weights)}
+    expected = [share[a] * share[b] / (1 - share[a]) + share[b] * share[a] / (1 - share[b]) for a, b in both]
+    assert sum(expected) == pytest.approx(1)
+    assert stats.chisquare([pairs.count(pair) for pair in both], np.array(expected) * len(pairs)).pvalue > 0.01
+
+
+@pytest.mark.parametrize("size", [4, 16, 64])
+def test_equal_tasks_are_consumed_evenly_and_none_is_left_over(size):
+    drawn = drawn_tasks([1000] * 8, size, np.random.default_rng(1))
+    had = np.cumsum(np.eye(8, dtype=int)[drawn], axis=0)[size - 1 :: size]
+    assert np.ptp(had, axis=1).max() < 2.5 * size + 30
+    alone = [update for update in in_updates(drawn, size) if len(np.unique(update)) == 1]
+    assert len(alone) <= 2
+
+
+def test_small_tasks_stay_among_large_ones_until_the_end():
+    counts = [-(-size // 16) for size in PUBLISHED_SIZES]
+    updates = in_updates(drawn_tasks(counts, 64, np.random.default_rng(1)), 64)
+    distinct = [len(np.unique(update[update >= 0])) for update in updates]
+    assert min(distinct[:-3]) >= 2
+    # 46 at first, fewer where small ones have run out
+    assert np.mean(distinct) > 15
+    assert np.mean(distinct[-100:]) > 10
+
+
+def test_drawing_tasks_takes_a_second():
+    """600,000 sub-batches; the bound is loose (machines here are shared)."""
+    counts = np.array(PUBLISHED_SIZES) * 600_000 // sum(PUBLISHED_SIZES)
+    begin = time.perf_counter()
+    drawn_tasks(counts, 64, np.random.default_rng(1))
+    assert time.perf_counter() - begin < 5
+
+
+@pytest.mark.parametrize("strategy", ["batch_homogeneous", "stochastic_tasks"])
+def test_updates_that_are_kept_whole_keep_their_size(strategy):
+    datasets = [Sizes(str(n), np.full(n, 10, np.int32), np.ones(n, np.int32)) for n in (37, 25, 90)]
+
+    def iterator(rounds: int) -> ScheduleIterator:
+        def plan(epoch: int, size: int) -> BatchSchedule:
+            limit = SubBatchLimits(None, 2)
+            return BatchSchedule(datasets, limit, strategy=strategy, sub_batches_per_update=size, epoch=epoch)
+
+        return ScheduleIterator(NoData(), plan, update_freq=[rounds], num_shards=1, shard_id=0, collate_fn=list)
+
+    state = {"epoch": 1, "sub_batches_done": 8, "sub_batches_in_epoch": len(iterator(4).plan(1, 4))}
+    with pytest.raises(
+        MuppetError, match=r"updates have 4 sub-batches, this run's 8: with --batching .* workers x upd"
+    ):
+        iterator(8).load_state_dict(state | {"sub_batches_per_update": 4})
 
 
 @given(st.lists(st.integers(1, 10_000), min_size=1, max_size=20), st.floats(1, 20))

@@ -141,6 +141,8 @@ def test_batching_strategies_in_training(data, tmp_path, strategy):
         assert sum(map(len, held)) / len(held) > 2
     elif strategy == "batch_homogeneous":
         assert all(len(datasets) == 1 for datasets in held)
+    elif strategy == "stochastic_tasks":
+        assert {len(datasets) for datasets in held[:-3]} == {2, 3, 4}
     else:
         assert sum(len(datasets) > 1 for datasets in held) <= 3
 
@@ -160,7 +162,9 @@ def test_resumed_in_mid_epoch_is_bit_identical(data, tmp_path, scaling):
     assert all(ours[key].equal(reference[key]) for key in reference)
 
 
-@pytest.mark.parametrize("strategy", ["batch_heterogeneous", pytest.param("batch_homogeneous", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "strategy", ["batch_heterogeneous", "stochastic_tasks", pytest.param("batch_homogeneous", marks=pytest.mark.slow)]
+)
 def test_resumed_with_another_number_of_workers_no_example_is_lost_or_repeated(data, tmp_path, strategy):
     more = ("--disable-validation", "--batching", strategy, "--max-epoch", "1")
     trained(options(data, tmp_path / "run", *more, "--max-update", "6"), trace=tmp_path / "before")

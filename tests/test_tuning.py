@@ -29,6 +29,7 @@ from tests.toy_suite import logged, options, train, trained
 TUNED = {
     "vanilla": ("--tune", "prompts", "--prompt-length", "6"),
     "decomposed": ("--tune", "prompts", "--prompt-length", "6", "--prompt-type", "decomposed"),
+    "shared": ("--tune", "prompts", "--prompt-length", "6", "--prompt-type", "shared"),
     "bitfit": ("--tune", "bitfit"),
     "adapters": ("--tune", "adapters", "--adapter-dim", "8"),
 }
@@ -93,6 +94,7 @@ def evaluated(checkpoint: Path, data: Path, *more: str) -> dict[str, Any]:
         ("roberta", "bitfit", 1),
         ("roberta", "adapters", 2),
         ("bart", "vanilla", 2),
+        ("roberta", "shared", 1),
         ("bart", "adapters", 1),
     ],
 )
@@ -107,6 +109,7 @@ def test_a_run_changes_what_it_tunes_and_writes_no_more(data, backbones, tmp_pat
     part = {
         "vanilla": "prompts.P_",
         "decomposed": "prompts.",
+        "shared": "prompts.P",
         "bitfit": ".bias",
         "adapters": ".adapter.",
     }[tuned]
@@ -137,6 +140,7 @@ def test_a_run_changes_what_it_tunes_and_writes_no_more(data, backbones, tmp_pat
     [
         ("decomposed", 1, ()),
         ("vanilla", 2, ("--ddp-backend", "pytorch_ddp")),
+        ("shared", 2, ("--ddp-backend", "pytorch_ddp")),
         ("bitfit", 1, ("--bf16",)),
         ("adapters", 1, ()),
     ],
@@ -196,6 +200,28 @@ def test_what_else_was_tuned_is_evaluated_on_its_backbone(data, backbones, tmp_p
     results = evaluated(backbones["roberta"], data, "--prompts", str(tmp_path / "checkpoint_last.pt"))
     for name, metric in (("animals", "f1"), ("pairs", "accuracy")):
         assert float(last[f"valid_{name}_{metric}"]) == pytest.approx(results[name][metric], abs=1e-3)
+
+
+def test_a_matrix_for_all_datasets_is_evaluated_folded_and_started_from(data, backbones, tmp_path):
+    whole, last, folded = backbones["roberta"], tmp_path / "run" / "checkpoint_last.pt", tmp_path / "folded.pt"
+    more = ("--max-epoch", "2", "--validate-interval", "2")
+    trained(tuned_options(data, tmp_path / "run", whole, "shared", *more))
+    (line,) = logged(tmp_path / "run", "valid")
+    (matrix,) = (value for name, value in model_of(last).items() if name.startswith("prompts."))
+    assert fold(last, folded) == ["animals", "pairs"]
+    for prompts in (last, folded):
+        results = evaluated(whole, data, "--prompts", str(prompts))
+        assert list(results) == ["animals", "pairs"]
+        for name, metric in (("animals", "f1"), ("pairs", "accuracy")):
+            assert float(line[f"valid_{name}_{metric}"]) == pytest.approx(results[name][metric], abs=1e-3)
+        hub = MuppetHub.load(whole.parent, prompts)
+        assert hub.extract_features("dog", dataset="pairs").equal(hub.extract_features("dog", dataset="animals"))
+    with pytest.raises(MuppetError, match="holds but what --tune has trained"):
+        release(last, tmp_path / "release")
+    start = ("--finetune-from-model", str(last), "--max-update", "2", "--disable-validation")
+    for tuned, mine in (("vanilla", "P_tags"), ("decomposed", "P"), ("shared", "P")):
+        trained(tuned_options(data, tmp_path / tuned, whole, tuned, *start, "--lr", "0", suite="pairs,tags"))
+        assert model_of(tmp_path / tuned / "checkpoint_last.pt")[f"prompts.{mine}"].equal(matrix)
 
 
 def test_the_hub_takes_prompts(data, backbones, sources):
@@ -308,6 +334,7 @@ def test_sizes_are_checked_before_a_model_is_built(data, backbones, sources, tmp
         ("max_positions", 1 << 30),
         ("prompt_length", 1 << 30),
         ("prompt_type", "vanilla"),
+        ("prompt_type", "shared"),
         ("prompt_type", "x"),
         ("tune", "adapters"),
     ):

@@ -232,7 +232,8 @@ class ScheduleIterator(EpochBatchIterator):
         if done and share.ends is not None and state["sub_batches_per_update"] != now:
             raise MuppetError(
                 f"the checkpoint's updates have {state['sub_batches_per_update']} sub-batches, this run's {now}: "
-                "with --batching batch_homogeneous set --update-freq so that workers x update-freq stays"
+                "with --batching batch_homogeneous or stochastic_tasks set --update-freq so that workers x update-freq "
+                "stays"
             )
         # iterations are counted per worker and in rounds; with another number of workers they are others
         before = -(-done // now) * self.rounds(epoch)

@@ -17,7 +17,7 @@ import numpy as np
 
 from muppet_fairseq.errors import MuppetError
 
-STRATEGIES = ("batch_heterogeneous", "batch_homogeneous", "dataset_homogeneous")
+STRATEGIES = ("batch_heterogeneous", "batch_homogeneous", "dataset_homogeneous", "stochastic_tasks")
 SAMPLINGS = ("natural", "temperature", "uniform")
 
 
@@ -59,7 +59,8 @@ class BatchSchedule:
         limits: how large a sub-batch may be; with ``max_tokens`` alone, shuffled ones end at :func:`even_limit`.
         strategy: ``batch_heterogeneous`` (an update holds sub-batches of different datasets, the method),
             ``batch_homogeneous`` (all sub-batches of an update are from one dataset) or
-            ``dataset_homogeneous`` (one dataset after the other): §5.2, Figure 2.
+            ``dataset_homogeneous`` (one dataset after the other): §5.2, Figure 2. Or ``stochastic_tasks`` (each
+            update draws which datasets it holds, see :func:`drawn_tasks`).
         sampling: ``natural`` (every example once an epoch), ``uniform`` (as many examples of each dataset)
             or ``temperature`` (shares proportional to ``size ** (1 / temperature)``): §3.4. An epoch has as
             many examples as the natural one.
@@ -101,8 +102,8 @@ class BatchSchedule:
         used = np.cumsum([0, *(len(own.examples) for own in runs)])
         offsets = np.cumsum([0, *(len(sizes.lengths) for sizes in datasets)])
         self.num_datasets = len(datasets)
-        #: whether an update must not be put together otherwise, because it is of one dataset
-        self.keeps_updates_whole = shuffle and strategy == "batch_homogeneous"
+        #: whether an update must not be put together otherwise, because it is of one dataset, or of those drawn for it
+        self.keeps_updates_whole = shuffle and strategy in ("batch_homogeneous", "stochastic_tasks")
         self.examples = np.empty(used[-1], dtype=np.int32 if offsets[-1] < 2**31 else np.int64)
         for own, begin, offset in zip(runs, used, offsets, strict=False):
             np.add(own.examples, offset, out=self.examples[begin : begin + len(own.examples)], casting="unsafe")
@@ -134,6 +135,8 @@ class BatchSchedule:
         own = [rng.permutation(np.flatnonzero(self.dataset == d)) for d in range(self.num_datasets)]
         if strategy == "batch_heterogeneous":
             return in_updates(_merge(own, evenly_spread([len(o) for o in own], rng)), size)
+        if strategy == "stochastic_tasks":
+            return in_updates(_merge(own, drawn_tasks([len(o) for o in own], size, rng)), size)
         if strategy == "batch_homogeneous":
             updates = np.concatenate([in_updates(o, size) for o in own])
             return updates[rng.permutation(len(updates))]
@@ -343,6 +346,58 @@ def evenly_spread(counts: Sequence[int], rng: np.random.Generator) -> np.ndarray
             order.append(heapq.heappop(heap))
         spread[begin : begin + len(order)] = np.array(order) % len(counts)
     return np.roll(spread, int(rng.integers(total))) if total else spread
+
+
+#: updates for which :func:`drawn_tasks` draws random numbers at a time
+_DRAWN = 2**10
+
+
+def drawn_tasks(counts: Sequence[int], size: int, rng: np.random.Generator) -> np.ndarray:
+    """The datasets of updates that each draw theirs: int32 ``[sum(counts)]`` of dataset indices, ``size`` an update.
+
+    Of the k datasets that still have sub-batches, an update takes K ~ U{2..min(k, size)} (MPT, Wang et al. 2023,
+    §3.2), one after the other with probability proportional to what each has left, so that none is left over at the
+    end. Each gets one place, and what it has left says how many of the others (largest remainders). Where the K have
+    less than ``size``, more are drawn in the same way: only the last update is short.
+    """
+    left = np.array(counts, dtype=np.int64)
+    drawn = np.empty(left.sum(), dtype=np.int32)
+    there = np.flatnonzero(left)
+    for number, begin in enumerate(range(0, len(drawn), size)):
+        row = number % _DRAWN
+        if row == 0:
+            times, uniform = rng.exponential(size=(_DRAWN, len(left))), rng.random(_DRAWN).tolist()
+        room = min(size, len(drawn) - begin)
+        most = min(len(there), size)
+        least = min(2, most)
+        wanted = least + int(uniform[row] * (most - least + 1))
+        # the first of exponential times with these rates: drawn one after the other
+        order = there[(times[row, there] / left[there]).argsort()]
+        enough = 1 + int(left[order].cumsum().searchsorted(room))
+        taken = order[: max(wanted, enough)]
+        places = _places(left[taken], room)
+        left[taken] -= places
+        drawn[begin : begin + room] = taken.repeat(places)
+        if not left[taken].all():
+            there = np.flatnonzero(left)
+    return drawn
+
+
+def _places(left: np.ndarray, size: int) -> np.ndarray:
+    """Share ``size`` places in proportion to ``left``, at least one for each; of equal remainders the first are
+    rounded up.
+
+    As ``size`` is at most ``sum(left)``, what a dataset gets beyond the first place is at most ``left - 1``: none gets
+    more than it has.
+    """
+    rest = size - len(left)
+    beyond = np.maximum(left * (size / left.sum()) - 1, 0)
+    exact = beyond * (rest / max(beyond.sum(), 1))
+    places = exact.astype(np.int64) + 1
+    missing = size - int(places.sum())
+    if missing:
+        places[(places - exact).argsort(kind="stable")[:missing]] += 1
+    return places
 
 
 def _merge(own: list[np.ndarray], order: np.ndarray) -> np.ndarray:

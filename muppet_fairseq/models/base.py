@@ -97,7 +97,7 @@ class WithHeads:
             embeddings = self.text_encoder.embed_tokens.weight
             self.prompts = PROMPT_TYPES[args.prompt_type](names, args.prompt_length, embeddings.shape[1])
             self.prompts.start_from_words(embeddings, task.dictionary.nspecial)
-            self.leaves_unused = self.leaves_unused or len(names) > 1
+            self.leaves_unused = self.leaves_unused or (len(names) > 1 and self.prompts.has_own)
         if args.tune == "adapters":
             for layer in list(self.modules()):
                 if isinstance(layer, EncoderLayer | DecoderLayer):
@@ -193,7 +193,8 @@ class WithHeads:
 
     def _fit_prompts(self, state: dict[str, Tensor]) -> None:
         own, start = self.prompts, "prompts."
-        given = prompt_of({key.removeprefix(start): state.pop(key) for key in list(state) if key.startswith(start)})
+        prompts = {key.removeprefix(start): state.pop(key) for key in list(state) if key.startswith(start)}
+        given = prompt_of(prompts, sharing=own.names)
         fitted = type(own)(own.names, own.length, own.dim)
         fitted.start_from(given)
         state.update(fitted.state_dict(prefix=start))

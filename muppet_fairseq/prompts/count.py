@@ -12,7 +12,7 @@ class ParameterCounts:
     """Numbers of parameters, each tensor once. Those that are trained:
 
     Attributes:
-        prompts: ``l * d * k`` for ``k`` datasets, or decomposed ``l * d + (l + d) * k``.
+        prompts: ``l * d * k`` for ``k`` datasets, decomposed ``l * d + (l + d) * k``, shared ``l * d``.
         heads: that every method trains.
         others: biases, adapters, or all of the backbone.
         frozen: those that are not.

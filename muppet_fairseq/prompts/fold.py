@@ -41,7 +41,6 @@ def fold(checkpoint: Path, out: Path) -> list[str]:
     prompts = {key.removeprefix(start): value for key, value in state["model"].items() if key.startswith(start)}
     if not prompts:
         raise MuppetError(f"{checkpoint} holds no prompts; name a checkpoint of a run with --tune prompts")
-    folded = prompt_of(prompts).fold()
     rest = {key: value for key, value in state["model"].items() if not key.startswith(start)}
     try:
         specs = [DatasetSpec.from_dict(values) for values in state["task_state"]["specs"]]
@@ -49,6 +48,7 @@ def fold(checkpoint: Path, out: Path) -> list[str]:
         model = model_options(state["cfg"]["model"]) | {"prompt_type": "vanilla"}
     except (AttributeError, KeyError, TypeError):
         raise other_version(checkpoint) from None
+    folded = prompt_of(prompts, sharing=[spec.name for spec in specs]).fold()
     tensors = own_storage(rest | {f"{start}P_{name}": matrix for name, matrix in folded.items()})
     content = packed(task, model, tensors, state["task_state"])
     temporary = out.with_name(f".{out.name}.tmp")

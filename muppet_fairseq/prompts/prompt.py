@@ -1,20 +1,21 @@
 """Soft prompts: for each dataset a matrix ``[l, d]`` of vectors that a frozen model reads before its tokens.
 
 Parameters are named after what the paper calls them, and after the dataset ``k``: ``P_k`` is a prompt of its own; a
-decomposed one (MPT, Eq. 2) is ``P * outer(u_k, v_k)`` of a matrix ``P`` that all datasets share.
+decomposed one (MPT, Eq. 2) is ``P * outer(u_k, v_k)`` of a matrix ``P`` that all datasets share; a shared one is ``P``.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from muppet_fairseq.errors import MuppetError, nearest
 
-#: the matrix that decomposed prompts share
+#: the matrix that decomposed prompts share, and shared ones are
 SHARED = "P"
 
 
@@ -25,7 +26,12 @@ class Prompt(nn.Module, ABC):
         names: of the datasets.
         length: vectors of a prompt, ``l``.
         dim: their width, ``d``.
+
+    Attributes:
+        has_own: whether a dataset has parameters that others do not use.
     """
+
+    has_own: ClassVar[bool] = True
 
     def __init__(self, names: Sequence[str], length: int, dim: int) -> None:
         super().__init__()
@@ -171,23 +177,62 @@ class DecomposedPrompt(Prompt):
                 factor.fill_(1)
 
 
-PROMPT_TYPES: dict[str, type[Prompt]] = {"vanilla": VanillaPrompt, "decomposed": DecomposedPrompt}
+class SharedPrompt(Prompt):
+    """One matrix for all datasets: MPT's ablation without the decomposition."""
+
+    has_own = False
+
+    def __init__(self, names: Sequence[str], length: int, dim: int) -> None:
+        super().__init__(names, length, dim)
+        self.register_parameter(SHARED, self._empty(length, dim))
+
+    @property
+    def shared(self) -> Tensor:
+        """``P``, ``[l, d]``."""
+        return self.get_parameter(SHARED)
+
+    def _matrix(self, name: str) -> Tensor:
+        return self.shared
+
+    def new_matrix(self) -> Tensor:
+        return self.shared
+
+    @torch.no_grad()
+    def start_from_words(self, embeddings: Tensor, first: int) -> None:
+        self.shared.copy_(self._words(embeddings, first))
+
+    def _start_from(self, source: Prompt) -> None:
+        """What a new dataset would begin with: of decomposed prompts the product with the mean factors, as ``P`` alone
+        is no prompt that was trained."""
+        self.shared.copy_(source.new_matrix())
 
 
-def prompt_of(state: Mapping[str, Tensor]) -> Prompt:
-    """The prompts that a ``state_dict`` is of, in its tensors; they are decomposed if it has a shared matrix.
+PROMPT_TYPES: dict[str, type[Prompt]] = {
+    "vanilla": VanillaPrompt,
+    "decomposed": DecomposedPrompt,
+    "shared": SharedPrompt,
+}
 
-    Raises MuppetError for what is no such thing.
+
+def prompt_of(state: Mapping[str, Tensor], sharing: Sequence[str] = ()) -> Prompt:
+    """The prompts that a ``state_dict`` is of, in its tensors.
+
+    Args:
+        state: with a matrix ``P`` they are decomposed or, where there is nothing else, shared.
+        sharing: the datasets of shared ones, which ``state`` does not name.
+
+    Raises:
+        MuppetError: it is no such thing.
     """
-    decomposed = SHARED in state
-    start = "u_" if decomposed else "P_"
-    names = [key.removeprefix(start) for key in state if key.startswith(start)]
-    first = state.get(SHARED if decomposed else f"P_{next(iter(names), '')}")
+    kind = "vanilla" if SHARED not in state else "shared" if len(state) == 1 else "decomposed"
+    start = {"vanilla": "P_", "decomposed": "u_"}.get(kind)
+    names = [key.removeprefix(start) for key in state if key.startswith(start)] if start else list(sharing)
+    first = state.get(f"P_{next(iter(names), '')}" if kind == "vanilla" else SHARED)
     try:
-        if first is None or not names:
+        if first is None or (start and not names):
             raise ValueError("there are none")
         with torch.device("meta"):
-            prompt = PROMPT_TYPES["decomposed" if decomposed else "vanilla"](names, *first.shape)
+            prompt = PROMPT_TYPES[kind](names, *first.shape)
         prompt.load_state_dict(dict(state), assign=True)
     except (RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -29,8 +29,8 @@ def add_tuning_args(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--prompt-type",
         choices=list(PROMPT_TYPES),
-        help="with --tune prompts: a matrix for each dataset (default), or a shared one times a matrix of rank 1 for "
-        "each (MPT)",
+        help="with --tune prompts: a matrix for each dataset (default), a shared one times a matrix of rank 1 for each "
+        "(MPT), or one for all",
     )
     parser.add_argument("--adapter-dim", type=int, metavar="N", help="with --tune adapters: hidden units of one (64)")
 

@@ -18,7 +18,7 @@ from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 from torch import nn
 
-from muppet_fairseq import compat
+from muppet_fairseq import compat, lr_factors
 from muppet_fairseq.audit import FOLDER, Audit, Header
 from muppet_fairseq.criterions.computed import CURE, Computed
 from muppet_fairseq.criterions.statistics import StatisticsLayout
@@ -58,7 +58,8 @@ class MuppetTaskConfig(FairseqDataclass):
         default="batch_heterogeneous",
         metadata={
             "help": "an update holds sub-batches of different datasets (the method), of one dataset, or all of "
-            "one dataset comes before the next (Section 5.2)"
+            "one dataset comes before the next (Section 5.2); or each update draws how many datasets it holds, from "
+            "two on, and which (MPT)"
         },
     )
     # not named "sampling": fairseq keeps all options in one namespace, and there that is its generator's
@@ -84,6 +85,13 @@ class MuppetTaskConfig(FairseqDataclass):
         metadata={
             "help": "start from the checkpoint's heads where name and shape agree; by default a run that starts "
             "from a checkpoint (--finetune-from-model, or --restore-file with --reset-optimizer) gets fresh heads"
+        },
+    )
+    lr_factors: str = field(
+        default="",
+        metadata={
+            "help": "learning rates of parts as factors of --lr at every update, say P=1,u=2,v=2,heads=0.1: of "
+            "matrices of prompts, vectors of decomposed ones, heads (default: 1; with 0 a part stays as it is)"
         },
     )
     on_bad_loss: ChoiceEnum(ON_BAD_LOSS) = field(
@@ -147,6 +155,7 @@ class MuppetTask(FairseqTask):
         heads: the name of the head that each dataset uses, None where the decoder writes the answer.
         reuse_heads: whether heads come from the checkpoint that is loaded.
         prompted: whether the model that was built has a prompt for each dataset; samples then name theirs.
+        lr_factors: of the parts that ``--lr-factors`` names.
         computed: the sub-batches of this update so far, on this worker.
         watch: over the other workers, if there are any.
     """
@@ -157,6 +166,7 @@ class MuppetTask(FairseqTask):
         # the default: a checkpoint is loaded to be used as it is
         self.reuse_heads = cfg.reuse_heads or not starts_anew(cfg)
         self.prompted = False
+        self.lr_factors = lr_factors.parse(cfg.lr_factors)
         self.computed: list[Computed] = []
         self.watch: Watch | None = None
         self.layout = Layout(
@@ -209,9 +219,21 @@ class MuppetTask(FairseqTask):
         """The model to train."""
         model = super().build_model(cfg, from_checkpoint)
         self.prompted = getattr(model, "prompts", None) is not None
+        if self.lr_factors:
+            self._freeze(model)
         if self.cfg.compile:
             compile_layers(model)
         return model
+
+    def _freeze(self, model: nn.Module) -> None:
+        """What ``--lr-factors`` gives 0 is not trained. Raises MuppetError where nothing is left for a dataset."""
+        left = lr_factors.freeze(self.lr_factors, model)
+        for spec, head in zip(self.specs, self.heads, strict=True):
+            if left <= {"heads"} and (not left or head is None):
+                raise MuppetError(
+                    f"--lr-factors {self.cfg.lr_factors} leaves nothing to train for {spec.name}: give a part more "
+                    "than 0"
+                )
 
     def _heads(self, dim: int, dropout: float) -> tuple[list[str | None], dict[str, nn.Module]]:
         names: list[str | None] = []

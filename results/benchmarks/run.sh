@@ -27,6 +27,7 @@ measure r3f_roberta r3f $data --suite mini_boolq,mini_openbookqa,mini_disflqa --
 measure r3f_bart r3f $data --suite mini_boolq,mini_openbookqa,mini_disflqa,mini_xsum --arch muppet_bart_small --steps 6
 measure heads heads $data
 measure memory memory $data
+measure tuning tuning $data
 measure scaling scaling $data --suite $suite
 if command -v nvidia-smi >/dev/null; then
     measure gpu gpu
