@@ -83,7 +83,7 @@ class _Divergence(torch.autograd.Function):
 
     Over a vocabulary each intermediate result would be as large as the logits. So rows are taken in chunks that stay
     in the processor's cache, and the gradients, which have a closed form, are made along with the value: with
-    r = log p - log q, KL(p || q) gives the logits of p the gradient p * (r - sum(p * r)), those of q the gradient q - p.
+    r = log p - log q, those of KL(p || q) are p * (r - sum(p * r)) for the logits of p, and q - p for those of q.
     """
 
     #: elements of a chunk
@@ -100,8 +100,9 @@ class _Divergence(torch.autograd.Function):
         for start in range(0, len(first), rows):
             chunk = slice(start, start + rows)
             a, b = first[chunk].float(), second[chunk].float()
-            if temperature != 1:
-                a, b = a / temperature, b / temperature
+            if not symmetric:
+                # else the rounding of large logits would be the value's own: it is no sum of small differences
+                a, b = ((logits - logits.amax(dim=1, keepdim=True)) / temperature for logits in (a, b))
             p, q = a.softmax(dim=1), b.softmax(dim=1)
             # -inf minus -inf is no number
             ratio = (a - b).sub_(_log_sum(a, p) - _log_sum(b, q)).masked_fill_(a.isneginf(), 0.0)
@@ -115,7 +116,8 @@ class _Divergence(torch.autograd.Function):
                 else:
                     of_second[chunk] = -difference
             if of_first is not None:
-                of_first[chunk] = ratio.sub_(mean_p).mul_(p).add_(difference if symmetric else 0)
+                ratio.sub_(mean_p).mul_(p)
+                of_first[chunk] = ratio.add_(difference) if symmetric else ratio
         ctx.save_for_backward(of_first, of_second)
         ctx.temperature = temperature
         return values

@@ -286,9 +286,7 @@ class Family(ABC):
     def num_predictions(self, logits: Tensor, sample: Sample) -> Tensor:
         """Return ``n(i)`` for each example, float32 ``[B]``: if all predictions are equal, loss = log n(i)."""
 
-    def divergence(
-        self, first: Tensor, second: Tensor, sample: Sample, between: Divergence = symmetric_kl
-    ) -> Tensor:
+    def divergence(self, first: Tensor, second: Tensor, sample: Sample, between: Divergence = symmetric_kl) -> Tensor:
         """Return the divergence of two predictions (:meth:`logits`) of each example, float32 ``[B]``; R3F's, or the
         one that is given as ``between``."""
         return between(first, second, 1)

@@ -270,9 +270,7 @@ class MRC(Family):
     def num_predictions(self, logits: Tensor, sample: Sample) -> Tensor:
         return sample["candidates"].sum(dim=1).float()
 
-    def divergence(
-        self, first: Tensor, second: Tensor, sample: Sample, between: Divergence = symmetric_kl
-    ) -> Tensor:
+    def divergence(self, first: Tensor, second: Tensor, sample: Sample, between: Divergence = symmetric_kl) -> Tensor:
         """Mean of the start's and the end's, as the loss."""
         return between(first, second, 1).mean(dim=1)
 

@@ -67,9 +67,7 @@ class Regression(Family):
         """1: there is nothing to scale by (the criterion's factor is then 1)."""
         return torch.ones_like(logits, dtype=torch.float32)
 
-    def divergence(
-        self, first: Tensor, second: Tensor, sample: Sample, between: Divergence = symmetric_kl
-    ) -> Tensor:
+    def divergence(self, first: Tensor, second: Tensor, sample: Sample, between: Divergence = symmetric_kl) -> Tensor:
         """The squared difference, whatever ``between``: the symmetric KL of normal distributions with these means and
         variance 1; and, of a teacher's number, what the loss makes of a label."""
         return (first.float() - second.float()).square()

@@ -109,9 +109,7 @@ class Summarization(Family):
     def num_predictions(self, logits: Tensor, sample: Sample) -> Tensor:
         return torch.full_like(sample["target_lengths"], logits.shape[1], dtype=torch.float32)
 
-    def divergence(
-        self, first: Tensor, second: Tensor, sample: Sample, between: Divergence = symmetric_kl
-    ) -> Tensor:
+    def divergence(self, first: Tensor, second: Tensor, sample: Sample, between: Divergence = symmetric_kl) -> Tensor:
         return _mean_by_example(between(first, second, 1), sample)
 
     def num_statistics(self, spec: DatasetSpec) -> int:

@@ -183,9 +183,7 @@ class Tagging(Family):
     def num_predictions(self, logits: Tensor, sample: Sample) -> Tensor:
         return torch.full(logits.shape[:1], float(logits.shape[2]), device=logits.device)
 
-    def divergence(
-        self, first: Tensor, second: Tensor, sample: Sample, between: Divergence = symmetric_kl
-    ) -> Tensor:
+    def divergence(self, first: Tensor, second: Tensor, sample: Sample, between: Divergence = symmetric_kl) -> Tensor:
         """Mean of the words', as the loss."""
         return _mean(between(first, second, 2), sample["starts"] > 0)
 

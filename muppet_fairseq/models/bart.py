@@ -36,8 +36,8 @@ class MuppetBartModel(WithHeads, BARTModel):
     With ``noise`` it returns twice as many rows: the clean ones, then those of noised encoder embeddings (R3F).
     ``padded=False`` promises that no row of ``src_tokens`` is padded. ``prompt`` names the dataset whose prompt the
     encoder's rows begin with, in a model that has them: the decoder sees its states, but does not read it. ``part``
-    stands in for the model's own prompt and head. With ``hidden`` it returns a pair: the same, and the states of each of
-    the encoder's layers, then of the decoder's.
+    stands in for the model's own prompt and head. With ``hidden`` it returns a pair: the same, and the states of each
+    layer of the encoder, then of the decoder.
     """
 
     @staticmethod

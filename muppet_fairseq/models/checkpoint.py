@@ -74,7 +74,7 @@ def adapt_state_dict(
 
 
 def check_dictionary(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-    """Raise MuppetError where ``state`` was trained with another dictionary than the model, whose tensors ``own`` are."""
+    """Raise MuppetError where ``state`` was trained with another dictionary than the model of the tensors ``own``."""
     # fairseq's own checkpoints do not name their dictionary
     theirs = state.setdefault(DICTIONARY_KEY, own[DICTIONARY_KEY])
     # the model may be on a GPU, what was read is not

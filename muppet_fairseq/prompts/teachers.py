@@ -68,8 +68,8 @@ def load_teachers(
     for name in names:
         if name not in teachers:
             raise MuppetError(
-                f"the dataset {name} has no teacher (there is one for {', '.join(known) or 'none'}): name a checkpoint of a "
-                "run on it with --tune prompts in --teachers"
+                f"the dataset {name} has no teacher (there is one for {', '.join(known) or 'none'}): name a checkpoint of "
+                "a run on it with --tune prompts in --teachers"
             )
     return [teachers[name][1] for name in names]
 
@@ -83,9 +83,8 @@ def _head(
     """
     if (theirs.family, theirs.labels) != (spec.family, spec.labels):
         raise MuppetError(
-            f"{path} was trained on a {spec.name} of the family {theirs.family} with the classes "
-            f"{', '.join(theirs.labels) or 'none'}, the suite's is of {spec.family} with "
-            f"{', '.join(spec.labels) or 'none'}: train the teacher on the same data"
+            f"{path} was trained on another {spec.name} ({theirs.family}: {', '.join(theirs.labels) or 'no classes'}) than "
+            f"the suite's ({spec.family}: {', '.join(spec.labels) or 'no classes'}): train the teacher on the same data"
         )
     if own is None:
         return None
@@ -96,8 +95,8 @@ def _head(
     fit_normalization(expected, state)
     if {key: value.shape for key, value in state.items()} != {key: value.shape for key, value in expected.items()}:
         raise MuppetError(
-            f"{path} holds no head of the model's shape for {spec.name}: train the teacher with the model's --arch and this "
-            "version"
+            f"{path} holds no head of the model's shape for {spec.name}: train the teacher with the model's --arch and "
+            "this version"
         )
     head.load_state_dict({key.removeprefix(start): value for key, value in state.items()})
     return head.requires_grad_(False)
