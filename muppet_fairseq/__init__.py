@@ -12,6 +12,7 @@ errors.report_without_traceback()
 
 # registers the criterions
 from muppet_fairseq import trainer as _trainer  # noqa: E402
-from muppet_fairseq.criterions import muppet_r3f as _criterions  # noqa: E402, F401
+from muppet_fairseq.criterions import muppet_distill as _distill  # noqa: E402, F401
+from muppet_fairseq.criterions import muppet_r3f as _r3f  # noqa: E402, F401
 
 _trainer.install()

@@ -1,13 +1,17 @@
-"""The two parts of R3F (Aghajanyan et al. 2020; MUPPET §3.2): noise on embeddings, and a divergence of predictions."""
+"""The two parts of R3F (Aghajanyan et al. 2020; MUPPET §3.2): noise on embeddings, and divergences of predictions."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 NOISE_TYPES = ("uniform", "normal")
+
+#: of two tensors of logits, over a dimension: :func:`symmetric_kl`, or what :func:`kl` is at a temperature
+Divergence = Callable[[Tensor, Tensor, int], Tensor]
 
 
 class EmbeddingNoise:
@@ -56,46 +60,74 @@ def symmetric_kl(clean: Tensor, noised: Tensor, dim: int) -> Tensor:
 
     Where both are ``-inf`` there is no candidate, and nothing is added.
     """
-    clean, noised = clean.movedim(dim, -1), noised.movedim(dim, -1)
-    width = clean.shape[-1]
-    return _SymmetricKL.apply(clean.reshape(-1, width), noised.reshape(-1, width)).view(clean.shape[:-1])
+    return _over(dim, clean, noised, True, 1.0)
 
 
-class _SymmetricKL(torch.autograd.Function):
+def kl(teacher: Tensor, student: Tensor, dim: int, temperature: float = 1.0) -> Tensor:
+    """KL(p || q) over ``dim`` of the logits of a teacher (p) and a student (q), all divided by ``temperature``.
+
+    Otherwise as :func:`symmetric_kl`. It is not multiplied with the square of the temperature.
+    """
+    return _over(dim, teacher, student, False, temperature)
+
+
+def _over(dim: int, first: Tensor, second: Tensor, symmetric: bool, temperature: float) -> Tensor:
+    first, second = first.movedim(dim, -1), second.movedim(dim, -1)
+    width = first.shape[-1]
+    values = _Divergence.apply(first.reshape(-1, width), second.reshape(-1, width), symmetric, temperature)
+    return values.view(first.shape[:-1])
+
+
+class _Divergence(torch.autograd.Function):
     """The divergence of each row of two tensors ``[R, n]``, and its gradients.
 
     Over a vocabulary each intermediate result would be as large as the logits. So rows are taken in chunks that stay
-    in the processor's cache, and the gradients, which have a closed form, are made along with the value:
-    with r = log p - log q, the clean logits' is p * (r - sum(p * r)) + p - q.
+    in the processor's cache, and the gradients, which have a closed form, are made along with the value: with
+    r = log p - log q, those of KL(p || q) are p * (r - sum(p * r)) for the logits of p, and q - p for those of q.
     """
 
     #: elements of a chunk
     CHUNK = 1 << 20
 
     @staticmethod
-    def forward(ctx: Any, clean: Tensor, noised: Tensor) -> Tensor:
-        values = torch.empty(len(clean), device=clean.device)
-        gradients = torch.empty_like(clean), torch.empty_like(noised)
-        rows = max(1, _SymmetricKL.CHUNK // clean.shape[1])
-        for start in range(0, len(clean), rows):
+    def forward(ctx: Any, first: Tensor, second: Tensor, symmetric: bool, temperature: float) -> Tensor:
+        values = torch.empty(len(first), device=first.device)
+        of_first, of_second = (
+            torch.empty_like(logits) if needed else None
+            for logits, needed in zip((first, second), ctx.needs_input_grad[:2], strict=True)
+        )
+        rows = max(1, _Divergence.CHUNK // first.shape[1])
+        for start in range(0, len(first), rows):
             chunk = slice(start, start + rows)
-            a, b = clean[chunk].float(), noised[chunk].float()
+            a, b = first[chunk].float(), second[chunk].float()
+            if not symmetric:
+                # else the rounding of large logits would be the value's own: it is no sum of small differences
+                a, b = ((logits - logits.amax(dim=1, keepdim=True)) / temperature for logits in (a, b))
             p, q = a.softmax(dim=1), b.softmax(dim=1)
             # -inf minus -inf is no number
             ratio = (a - b).sub_(_log_sum(a, p) - _log_sum(b, q)).masked_fill_(a.isneginf(), 0.0)
             difference = p - q
-            values[chunk] = (difference * ratio).sum(dim=1)
-            mean_p, mean_q = ((shares * ratio).sum(dim=1, keepdim=True) for shares in (p, q))
-            gradients[1][chunk] = (mean_q - ratio).mul_(q).sub_(difference)
-            gradients[0][chunk] = ratio.sub_(mean_p).mul_(p).add_(difference)
-        ctx.save_for_backward(*gradients)
+            mean_p = (p * ratio).sum(dim=1, keepdim=True)
+            values[chunk] = (difference * ratio).sum(dim=1) if symmetric else mean_p.squeeze(1)
+            if of_second is not None:
+                if symmetric:
+                    mean_q = (q * ratio).sum(dim=1, keepdim=True)
+                    of_second[chunk] = (mean_q - ratio).mul_(q).sub_(difference)
+                else:
+                    of_second[chunk] = -difference
+            if of_first is not None:
+                ratio.sub_(mean_p).mul_(p)
+                of_first[chunk] = ratio.add_(difference) if symmetric else ratio
+        ctx.save_for_backward(of_first, of_second)
+        ctx.temperature = temperature
         return values
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        clean, noised = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        scale = gradient[:, None] / ctx.temperature
         # in place: they are as large as the logits (a second backward pass would find them changed and say so)
-        return clean.mul_(gradient[:, None]), noised.mul_(gradient[:, None])
+        first, second = (None if saved is None else saved.mul_(scale) for saved in ctx.saved_tensors)
+        return first, second, None, None
 
 
 def _log_sum(logits: Tensor, shares: Tensor) -> Tensor:

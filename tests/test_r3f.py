@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -272,25 +272,36 @@ def shifted_embeddings(model: nn.Module, noise: Tensor) -> Iterator[None]:
     assert not todo
 
 
-def divergence_by_hand(family: str, clean: Tensor, noised: Tensor, sample: Sample) -> Tensor:
-    """The divergence of each example from the model's outputs for it, ``[B]``."""
+def divergence_by_hand(
+    family: str,
+    clean: Tensor,
+    noised: Tensor,
+    sample: Sample,
+    between: Callable[[Tensor, Tensor], Tensor] = plain_symmetric_kl,
+) -> Tensor:
+    """The divergence of each example from the model's outputs for it, ``[B]``; of regression, the symmetric one."""
     if family == "classification":
-        values = [plain_symmetric_kl(*rows) for rows in zip(clean, noised, strict=True)]
+        values = [between(*rows) for rows in zip(clean, noised, strict=True)]
     elif family == "commonsense":
         counts = sample["is_choice"].sum(dim=1).tolist()
         assert len(set(counts)) > 1
         examples = zip(*(scores.squeeze(1).split(counts) for scores in (clean, noised)), strict=True)
-        values = [plain_symmetric_kl(*scores) for scores in examples]
+        values = [between(*scores) for scores in examples]
     elif family == "mrc":
         values = [
-            sum(plain_symmetric_kl(a[own, side], b[own, side]) for side in (0, 1)) / 2
+            sum(between(a[own, side], b[own, side]) for side in (0, 1)) / 2
             for a, b, own in zip(clean, noised, sample["candidates"], strict=True)
         ]
     elif family == "summarization":
         lengths = sample["target_lengths"].tolist()
         assert len(set(lengths)) > 1
         examples = zip(clean.split(lengths), noised.split(lengths), strict=True)
-        values = [torch.stack([plain_symmetric_kl(*r) for r in zip(a, b, strict=True)]).mean() for a, b in examples]
+        values = [torch.stack([between(*r) for r in zip(a, b, strict=True)]).mean() for a, b in examples]
+    elif family == "tagging":
+        values = [
+            torch.stack([between(a[place], b[place]) for place in starts[starts > 0].tolist()]).mean()
+            for a, b, starts in zip(clean, noised, sample["starts"], strict=True)
+        ]
     else:
         p, q = (Normal(numbers.squeeze(1).double(), 1.0) for numbers in (clean, noised))
         return kl_divergence(p, q) + kl_divergence(q, p)

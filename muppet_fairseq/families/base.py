@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from muppet_fairseq.errors import MuppetError
-from muppet_fairseq.r3f import symmetric_kl
+from muppet_fairseq.r3f import Divergence, symmetric_kl
 
 if TYPE_CHECKING:
     from muppet_fairseq.data.binarized import BinarizedSplit, IndexedInts
@@ -286,9 +286,14 @@ class Family(ABC):
     def num_predictions(self, logits: Tensor, sample: Sample) -> Tensor:
         """Return ``n(i)`` for each example, float32 ``[B]``: if all predictions are equal, loss = log n(i)."""
 
-    def divergence(self, clean: Tensor, noised: Tensor, sample: Sample) -> Tensor:
-        """Return R3F's symmetric divergence of two predictions (:meth:`logits`) of each example, float32 ``[B]``."""
-        return symmetric_kl(clean, noised, dim=1)
+    def divergence(self, first: Tensor, second: Tensor, sample: Sample, between: Divergence = symmetric_kl) -> Tensor:
+        """Return the divergence of two predictions (:meth:`logits`) of each example, float32 ``[B]``; R3F's, or the
+        one that is given as ``between``."""
+        return between(first, second, 1)
+
+    def by_example(self, values: Tensor, sample: Sample) -> Tensor:
+        """Add up the values of rows of ``src_tokens``, ``[R]``, by example: ``[B]``."""
+        return values
 
     @abstractmethod
     def num_statistics(self, spec: DatasetSpec) -> int:

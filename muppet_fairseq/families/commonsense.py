@@ -127,6 +127,10 @@ class Commonsense(Family):
     def loss(self, logits: Tensor, sample: Sample, label_smoothing: float) -> Tensor:
         return F.cross_entropy(logits.float(), sample["target"], reduction="none")
 
+    def by_example(self, values: Tensor, sample: Sample) -> Tensor:
+        examples, most = sample["is_choice"].shape
+        return values.new_zeros(examples).index_add(0, sample["cell"] // most, values)
+
     def num_predictions(self, logits: Tensor, sample: Sample) -> Tensor:
         return sample["is_choice"].sum(dim=1).float()
 

@@ -22,7 +22,7 @@ from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families.base import BLOCK, Family, FamilyDataset, Layout, RunningSum, Sample, no_text
 from muppet_fairseq.metrics.squad import exact_match_and_f1
 from muppet_fairseq.models.heads import SpanHead
-from muppet_fairseq.r3f import symmetric_kl
+from muppet_fairseq.r3f import Divergence, symmetric_kl
 
 if TYPE_CHECKING:
     from muppet_fairseq.data.binarized import BinarizedSplit
@@ -270,9 +270,9 @@ class MRC(Family):
     def num_predictions(self, logits: Tensor, sample: Sample) -> Tensor:
         return sample["candidates"].sum(dim=1).float()
 
-    def divergence(self, clean: Tensor, noised: Tensor, sample: Sample) -> Tensor:
+    def divergence(self, first: Tensor, second: Tensor, sample: Sample, between: Divergence = symmetric_kl) -> Tensor:
         """Mean of the start's and the end's, as the loss."""
-        return symmetric_kl(clean, noised, dim=1).mean(dim=1)
+        return between(first, second, 1).mean(dim=1)
 
     def num_statistics(self, spec: DatasetSpec) -> int:
         return 3

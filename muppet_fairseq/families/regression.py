@@ -14,6 +14,7 @@ from muppet_fairseq.families.classification import SentencePairDataset, encode_i
 from muppet_fairseq.metrics.correlation import pearson, pearson_without_each, spearman, spearman_without_each
 from muppet_fairseq.metrics.jackknife import pseudo_values
 from muppet_fairseq.models.heads import SentenceHead
+from muppet_fairseq.r3f import Divergence, symmetric_kl
 
 if TYPE_CHECKING:
     from muppet_fairseq.data.binarized import BinarizedSplit
@@ -66,9 +67,10 @@ class Regression(Family):
         """1: there is nothing to scale by (the criterion's factor is then 1)."""
         return torch.ones_like(logits, dtype=torch.float32)
 
-    def divergence(self, clean: Tensor, noised: Tensor, sample: Sample) -> Tensor:
-        """The squared difference: the symmetric KL of normal distributions with these means and variance 1."""
-        return (clean.float() - noised.float()).square()
+    def divergence(self, first: Tensor, second: Tensor, sample: Sample, between: Divergence = symmetric_kl) -> Tensor:
+        """The squared difference, whatever ``between``: the symmetric KL of normal distributions with these means and
+        variance 1; and, of a teacher's number, what the loss makes of a label."""
+        return (first.float() - second.float()).square()
 
     def num_statistics(self, spec: DatasetSpec) -> int:
         return 6

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from muppet_fairseq.families.base import Family, FamilyDataset, Layout, Sample
 from muppet_fairseq.metrics.rouge import ROUGE_NAMES, rouge
-from muppet_fairseq.r3f import symmetric_kl
+from muppet_fairseq.r3f import Divergence, symmetric_kl
 
 if TYPE_CHECKING:
     from muppet_fairseq.data.binarized import BinarizedSplit
@@ -109,8 +109,8 @@ class Summarization(Family):
     def num_predictions(self, logits: Tensor, sample: Sample) -> Tensor:
         return torch.full_like(sample["target_lengths"], logits.shape[1], dtype=torch.float32)
 
-    def divergence(self, clean: Tensor, noised: Tensor, sample: Sample) -> Tensor:
-        return _mean_by_example(symmetric_kl(clean, noised, dim=1), sample)
+    def divergence(self, first: Tensor, second: Tensor, sample: Sample, between: Divergence = symmetric_kl) -> Tensor:
+        return _mean_by_example(between(first, second, 1), sample)
 
     def num_statistics(self, spec: DatasetSpec) -> int:
         return 3 + len(ROUGE_NAMES)

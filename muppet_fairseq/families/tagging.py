@@ -25,7 +25,7 @@ from muppet_fairseq.metrics.brackets import bracket_counts
 from muppet_fairseq.metrics.chunks import chunk_counts, chunk_starts, tag_parts
 from muppet_fairseq.metrics.jackknife import pseudo_values
 from muppet_fairseq.models.heads import TokenHead
-from muppet_fairseq.r3f import symmetric_kl
+from muppet_fairseq.r3f import Divergence, symmetric_kl
 from muppet_fairseq.trees import NO_LABEL, Tree, is_label
 
 if TYPE_CHECKING:
@@ -183,9 +183,9 @@ class Tagging(Family):
     def num_predictions(self, logits: Tensor, sample: Sample) -> Tensor:
         return torch.full(logits.shape[:1], float(logits.shape[2]), device=logits.device)
 
-    def divergence(self, clean: Tensor, noised: Tensor, sample: Sample) -> Tensor:
+    def divergence(self, first: Tensor, second: Tensor, sample: Sample, between: Divergence = symmetric_kl) -> Tensor:
         """Mean of the words', as the loss."""
-        return _mean(symmetric_kl(clean, noised, dim=2), sample["starts"] > 0)
+        return _mean(between(first, second, 2), sample["starts"] > 0)
 
     def num_statistics(self, spec: DatasetSpec) -> int:
         return 2 if spec.metric == "accuracy" else 5

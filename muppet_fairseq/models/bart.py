@@ -13,7 +13,7 @@ from fairseq.models.transformer import TransformerConfig, TransformerModel
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from torch import Tensor, nn
 
-from muppet_fairseq.models.base import WithHeads
+from muppet_fairseq.models.base import Hidden, Part, WithHeads
 from muppet_fairseq.models.checkpoint import DICTIONARY_KEY
 from muppet_fairseq.models.layers import Decoder, Encoder
 from muppet_fairseq.r3f import EmbeddingNoise, clean_and_noised
@@ -35,7 +35,9 @@ class MuppetBartModel(WithHeads, BARTModel):
 
     With ``noise`` it returns twice as many rows: the clean ones, then those of noised encoder embeddings (R3F).
     ``padded=False`` promises that no row of ``src_tokens`` is padded. ``prompt`` names the dataset whose prompt the
-    encoder's rows begin with, in a model that has them: the decoder sees its states, but does not read it.
+    encoder's rows begin with, in a model that has them: the decoder sees its states, but does not read it. ``part``
+    stands in for the model's own prompt and head. With ``hidden`` it returns a pair: the same, and the states of each
+    layer of the encoder, then of the decoder.
     """
 
     @staticmethod
@@ -79,22 +81,32 @@ class MuppetBartModel(WithHeads, BARTModel):
         predicted: Tensor | None = None,
         padded: bool = True,
         prompt: str | None = None,
-    ) -> Tensor:
-        embeddings, vectors = None, self.prompt(prompt)
+        part: Part | None = None,
+        hidden: bool = False,
+    ) -> Tensor | tuple[Tensor, Hidden]:
+        embeddings, part = None, self.part(prompt, head) if part is None else part
         if noise is not None:
             if predicted is not None:
                 predicted = torch.cat([predicted, predicted + prev_output_tokens.numel()])
                 prev_output_tokens = prev_output_tokens.repeat(2, 1)
             encoder = self.encoder
             src_tokens, embeddings = clean_and_noised(encoder.embed_tokens, src_tokens, noise, encoder.padding_idx)
-        encoded = self.encoder(src_tokens, token_embeddings=embeddings, padded=padded, prompt=vectors)
+        encoded = self.encoder(
+            src_tokens, return_all_hiddens=hidden, token_embeddings=embeddings, padded=padded, prompt=part.prompt
+        )
         decoder_tokens = self.shifted(src_tokens) if prev_output_tokens is None else prev_output_tokens
-        of_sentence = self.reads_sentence(head)
-        last = (src_tokens != self.encoder.padding_idx).sum(dim=1) - 1 if of_sentence else None
-        features = self.decoder.states(decoder_tokens, encoded, padded=padded, last=last)
+        last = (src_tokens != self.encoder.padding_idx).sum(dim=1) - 1 if part.reads_sentence else None
+        states = [] if hidden else None
+        output = self.decoder.states(decoder_tokens, encoded, padded=padded, last=last, hidden=states)
         if predicted is not None:
-            return self.decoder.output_layer(features.flatten(0, 1).index_select(0, predicted))
-        return features if head is None else self.heads[head](features[:, 0] if of_sentence else features)
+            output = self.decoder.output_layer(output.flatten(0, 1).index_select(0, predicted))
+        elif part.head is not None:
+            output = part.head(output[:, 0] if part.reads_sentence else output)
+        if not hidden:
+            return output
+        is_token = decoder_tokens != self.encoder.padding_idx
+        of_decoder = [(layer.transpose(0, 1), is_token) for layer in states]
+        return output, self.encoder.hidden(src_tokens, encoded) + of_decoder
 
     def shifted(self, tokens: Tensor) -> Tensor:
         """Rows ``[R, T]`` for the decoder: ``</s>``, then the tokens without their last one."""

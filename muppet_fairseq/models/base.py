@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,27 @@ if TYPE_CHECKING:
     from muppet_fairseq.hub import MuppetHub
 
 logger = logging.getLogger(__name__)
+
+
+class Part(NamedTuple):
+    """What one dataset is predicted with besides the backbone.
+
+    Attributes:
+        prompt: vectors ``[l, d]``, or None.
+        head: None where the decoder's features or the vocabulary's scores are wanted.
+    """
+
+    prompt: Tensor | None
+    head: nn.Module | None
+
+    @property
+    def reads_sentence(self) -> bool:
+        """Whether the head reads but one vector of each row."""
+        return self.head is not None and self.head.level == "sentence"
+
+
+#: the states ``[R, T, D]`` of each layer, and which of the positions are tokens: bool ``[R, T]``
+Hidden = list[tuple[Tensor, Tensor]]
 
 
 class WithHeads:
@@ -133,9 +154,9 @@ class WithHeads:
             )
         return self.prompts.matrix(dataset)
 
-    def reads_sentence(self, head: str | None) -> bool:
-        """Whether a head reads but one vector of each row."""
-        return head is not None and self.heads[head].level == "sentence"
+    def part(self, dataset: str | None, head: str | None) -> Part:
+        """What the model itself predicts with: the prompt of a dataset (see :meth:`prompt`) and the head of a name."""
+        return Part(self.prompt(dataset), None if head is None else self.heads[head])
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, prompts: str | Path | None = None) -> MuppetHub:

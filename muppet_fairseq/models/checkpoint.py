@@ -55,7 +55,7 @@ def adapt_state_dict(
     """
     for key in [key for key in state if key.startswith(UNUSED_PREFIX)]:
         del state[key]
-    _check_dictionary(own, state)
+    check_dictionary(own, state)
     for key in positions:
         _fit_positions(own, state, key)
     _fit_heads(own, state, reuse_heads=reuse_heads)
@@ -73,7 +73,8 @@ def adapt_state_dict(
         raise MuppetError(f"the checkpoint has {min(unused)}, which the model lacks: {choose}")
 
 
-def _check_dictionary(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+def check_dictionary(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Raise MuppetError where ``state`` was trained with another dictionary than the model of the tensors ``own``."""
     # fairseq's own checkpoints do not name their dictionary
     theirs = state.setdefault(DICTIONARY_KEY, own[DICTIONARY_KEY])
     # the model may be on a GPU, what was read is not
@@ -96,7 +97,7 @@ def _fit_positions(own: dict[str, Tensor], state: dict[str, Tensor], key: str) -
     state[key] = state[key][:want]
 
 
-def _fit_normalization(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+def fit_normalization(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
     """Rename the heads' projections as the model has them; what was normalised stays so in a plain model."""
     for key in [key for key in state if key.startswith("heads.")]:
         for theirs, ours in ((PLAIN, NORMALIZED), (NORMALIZED, PLAIN)):
@@ -107,7 +108,7 @@ def _fit_normalization(own: dict[str, Tensor], state: dict[str, Tensor]) -> None
 
 
 def _fit_heads(own: dict[str, Tensor], state: dict[str, Tensor], *, reuse_heads: bool) -> None:
-    _fit_normalization(own, state)
+    fit_normalization(own, state)
     names = {key.split(".")[1] for key in own if key.startswith("heads.")}
     reused, fresh = [], []
     for name in sorted(names):

@@ -165,6 +165,7 @@ class Encoder(TransformerEncoderBase):
 
         Args:
             padded: False promises that there is no padding.
+            return_all_hiddens: give the embeddings and each layer's states as ``encoder_states``, all positions.
             first_only: give the states of the first token alone: ``encoder_out`` is ``[1, R, D]``.
             prompt: vectors ``[L, D]`` that every row begins with; then all that is given is of ``L + T`` positions. The
                 tokens keep the positions that they have without it.
@@ -191,11 +192,13 @@ class Encoder(TransformerEncoderBase):
             x.requires_grad_()
         states = [x] if return_all_hiddens else []
         layers = list(self.layers)  # of --encoder-layerdrop, those that are left
+        # the layer that is computed where it is read; 0 is the embeddings
+        last = 0 if return_all_hiddens else len(layers)
         for number, layer in enumerate(layers, start=1):
-            x = layer(x, mask, only=start if first_only and number == len(layers) else None)
+            x = layer(x, mask, only=start if first_only and number == last else None)
             if return_all_hiddens:
                 states.append(x)
-        if first_only and not layers:
+        if first_only and not last:
             x = x[start : start + 1]
         if self.layer_norm is not None:
             x = self.layer_norm(x)
@@ -207,6 +210,13 @@ class Encoder(TransformerEncoderBase):
             "src_tokens": [],
             "src_lengths": [],
         }
+
+    def hidden(self, src_tokens: Tensor, encoded: dict[str, list[Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's states ``[R, T, D]`` in what :meth:`forward` gave with ``return_all_hiddens`` for ``src_tokens``
+        ``[R, T]``, without a prompt's; with each, which of the positions are tokens: bool ``[R, T]``."""
+        is_token = src_tokens != self.padding_idx
+        length = src_tokens.shape[1]
+        return [(layer.transpose(0, 1)[:, -length:], is_token) for layer in encoded["encoder_states"][1:]]
 
     def _embedded(self, prompt: Tensor, rows: int) -> Tensor:
         """What the first layer reads of a prompt ``[L, D]`` before each row, ``[R, L, D]``.
@@ -286,7 +296,13 @@ class Decoder(TransformerDecoderBase):
         return _wrapped(DecoderLayer(cfg), cfg)
 
     def states(
-        self, tokens: Tensor, encoded: dict[str, list[Tensor]], *, padded: bool = True, last: Tensor | None = None
+        self,
+        tokens: Tensor,
+        encoded: dict[str, list[Tensor]],
+        *,
+        padded: bool = True,
+        last: Tensor | None = None,
+        hidden: list[Tensor] | None = None,
     ) -> Tensor:
         """The states ``[R, U, D]`` of whole targets ``[R, U]`` that end in padding, if in any.
 
@@ -295,9 +311,12 @@ class Decoder(TransformerDecoderBase):
             padded: False promises that the encoder's rows have no padding.
             last: the last position of each row; give its states alone, ``[R, 1, D]``. Encoder and decoder read rows of
                 the same lengths.
+            hidden: gets each layer's states ``[U, R, D]``.
         """
         if self.is_unusual:
-            states, _ = self.extract_features(tokens, encoded)
+            states, more = self.extract_features(tokens, encoded)
+            if hidden is not None:
+                hidden += more["inner_states"][1:]
             return states if last is None else _at(states.transpose(0, 1), last).transpose(0, 1)
         x = self.embed_scale * self.embed_tokens(tokens)
         if self.project_in_dim is not None:
@@ -309,9 +328,13 @@ class Decoder(TransformerDecoderBase):
         x = self.dropout_module(x).transpose(0, 1)
         mask = padding_mask(encoded["encoder_padding_mask"][0], like=x) if padded else None
         layers = list(self.layers)  # of --decoder-layerdrop, those that are left
+        # as the encoder's
+        final = 0 if hidden is not None else len(layers)
         for number, layer in enumerate(layers, start=1):
-            x = layer(x, encoded["encoder_out"][0], mask, given=True, last=last if number == len(layers) else None)
-        if last is not None and not layers:
+            x = layer(x, encoded["encoder_out"][0], mask, given=True, last=last if number == final else None)
+            if hidden is not None:
+                hidden.append(x)
+        if last is not None and not final:
             x = _at(x, last)
         if self.layer_norm is not None:
             x = self.layer_norm(x)

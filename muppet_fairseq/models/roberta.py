@@ -17,7 +17,7 @@ from fairseq.models.roberta.model import (
 from fairseq.models.transformer import TransformerConfig
 from torch import Tensor, nn
 
-from muppet_fairseq.models.base import WithHeads
+from muppet_fairseq.models.base import Hidden, Part, WithHeads
 from muppet_fairseq.models.layers import Encoder
 from muppet_fairseq.r3f import EmbeddingNoise, clean_and_noised
 
@@ -42,6 +42,8 @@ class MuppetRobertaModel(WithHeads, FairseqEncoderModel):
     or ``[R, T, n]``); without ``head`` the features ``[R, T, D]``. With ``noise`` it returns twice as many rows: the
     clean ones, then those of noised embeddings (R3F). ``padded=False`` promises that no row is padded. ``prompt`` names
     the dataset whose prompt rows begin with, in a model that has them; features and scores are the tokens' alone.
+    ``part`` stands in for the model's own prompt and head. With ``hidden`` it returns a pair: the same, and each
+    layer's states.
     """
 
     def __init__(self, args: Namespace, encoder: MuppetRobertaEncoder) -> None:
@@ -85,19 +87,26 @@ class MuppetRobertaModel(WithHeads, FairseqEncoderModel):
         noise: EmbeddingNoise | None = None,
         padded: bool = True,
         prompt: str | None = None,
-    ) -> Tensor:
-        encoder, embeddings, vectors = self.text_encoder, None, self.prompt(prompt)
+        part: Part | None = None,
+        hidden: bool = False,
+    ) -> Tensor | tuple[Tensor, Hidden]:
+        encoder, embeddings = self.text_encoder, None
+        part = self.part(prompt, head) if part is None else part
         if noise is not None:
             src_tokens, embeddings = clean_and_noised(encoder.embed_tokens, src_tokens, noise, encoder.padding_idx)
-        of_sentence = self.reads_sentence(head)
         encoded = encoder(
-            src_tokens, token_embeddings=embeddings, padded=padded, first_only=of_sentence, prompt=vectors
+            src_tokens,
+            return_all_hiddens=hidden,
+            token_embeddings=embeddings,
+            padded=padded,
+            first_only=part.reads_sentence,
+            prompt=part.prompt,
         )
-        features = encoded["encoder_out"][0].transpose(0, 1)
-        if of_sentence:
-            return self.heads[head](features[:, 0])
-        features = features[:, -src_tokens.shape[1] :]
-        return features if head is None else self.heads[head](features)
+        output = encoded["encoder_out"][0].transpose(0, 1)
+        output = output[:, 0] if part.reads_sentence else output[:, -src_tokens.shape[1] :]
+        if part.head is not None:
+            output = part.head(output)
+        return (output, encoder.hidden(src_tokens, encoded)) if hidden else output
 
     def max_positions(self) -> int:
         return self.args.max_positions

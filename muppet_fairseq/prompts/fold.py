@@ -9,10 +9,9 @@ from muppet_fairseq import checkpoint_file
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import unwritable
 from muppet_fairseq.models.checkpoint import packed
-from muppet_fairseq.prompts.prompt import prompt_of
 from muppet_fairseq.release import own_storage, portable_task_options
 from muppet_fairseq.spec import DatasetSpec
-from muppet_fairseq.trained import model_options, other_version, read_checkpoint
+from muppet_fairseq.trained import model_options, other_version, read_prompts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,10 +36,8 @@ def fold(checkpoint: Path, out: Path) -> list[str]:
     """
     if out.exists():
         raise MuppetError(f"{out} is there already; name a new file")
-    state, start = read_checkpoint(checkpoint), "prompts."
-    prompts = {key.removeprefix(start): value for key, value in state["model"].items() if key.startswith(start)}
-    if not prompts:
-        raise MuppetError(f"{checkpoint} holds no prompts; name a checkpoint of a run with --tune prompts")
+    (state, prompts), start = read_prompts(checkpoint), "prompts."
+    folded = prompts.fold()
     rest = {key: value for key, value in state["model"].items() if not key.startswith(start)}
     try:
         specs = [DatasetSpec.from_dict(values) for values in state["task_state"]["specs"]]
@@ -48,7 +45,6 @@ def fold(checkpoint: Path, out: Path) -> list[str]:
         model = model_options(state["cfg"]["model"]) | {"prompt_type": "vanilla"}
     except (AttributeError, KeyError, TypeError):
         raise other_version(checkpoint) from None
-    folded = prompt_of(prompts, sharing=[spec.name for spec in specs]).fold()
     tensors = own_storage(rest | {f"{start}P_{name}": matrix for name, matrix in folded.items()})
     content = packed(task, model, tensors, state["task_state"])
     temporary = out.with_name(f".{out.name}.tmp")

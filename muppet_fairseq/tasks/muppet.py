@@ -154,6 +154,7 @@ class MuppetTask(FairseqTask):
         specs: the suite's datasets; a sample's ``dataset`` is an index into it.
         heads: the name of the head that each dataset uses, None where the decoder writes the answer.
         reuse_heads: whether heads come from the checkpoint that is loaded.
+        model: the model that was built, before fairseq wraps it for several workers; None before.
         prompted: whether the model that was built has a prompt for each dataset; samples then name theirs.
         lr_factors: of the parts that ``--lr-factors`` names.
         computed: the sub-batches of this update so far, on this worker.
@@ -165,6 +166,7 @@ class MuppetTask(FairseqTask):
         self.dictionary, self.dictionary_sha256, self.specs = dictionary, sha256, specs
         # the default: a checkpoint is loaded to be used as it is
         self.reuse_heads = cfg.reuse_heads or not starts_anew(cfg)
+        self.model: nn.Module | None = None
         self.prompted = False
         self.lr_factors = lr_factors.parse(cfg.lr_factors)
         self.computed: list[Computed] = []
@@ -218,7 +220,7 @@ class MuppetTask(FairseqTask):
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> nn.Module:
         """The model to train."""
         model = super().build_model(cfg, from_checkpoint)
-        self.prompted = getattr(model, "prompts", None) is not None
+        self.model, self.prompted = model, getattr(model, "prompts", None) is not None
         if self.lr_factors:
             self._freeze(model)
         if self.cfg.compile:
