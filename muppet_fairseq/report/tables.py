@@ -53,6 +53,7 @@ def _by_start(section: Section) -> str:
     """A row for each start (and variant), below it the difference from the base; a block for each model."""
     key = _key(section, "model", section.study.axis, "training set")
     labels = [label for _, label in section.columns]
+    trained = ["trained"] if section.trained else []
     best = {label: _best(section, lambda key, of=label: key[-1] == of) for label in labels}
     rows = []
     for model, scores in zip(section.labels, section.models, strict=True):
@@ -67,15 +68,32 @@ def _by_start(section: Section) -> str:
                     for label in labels
                 ]
                 row = _key(section, shown_model, shown_start, variant_name(variant))
+                row += _trained(section, model, start.name, variant)
                 rows.append(row + [_cell(cell, best[label]) for cell, label in zip(cells, labels, strict=True)])
                 shown_model = shown_start = ""
                 if start is not scores.study.base:
-                    row = [""] * (len(key) - 1) + ["*difference*"]
+                    row = [""] * (len(key) - 1) + ["*difference*"] + [""] * len(trained)
                     for cell, label in zip(cells, labels, strict=True):
                         found = section.differences.get((model, start.name, variant, label)) if cell else None
                         row.append(signed(found.difference) if found and found.seeds else "")
                     rows.append(row)
-    return table([*key, *_grouped(section.columns)], rows, len(key))
+    return table([*key, *trained, *_grouped(section.columns)], rows, len(key))
+
+
+def _trained(section: Section, model: str, start: str, variant: str | None) -> list[str]:
+    """A cell that says how many parameters were trained, where a study has that column."""
+    if not section.trained:
+        return []
+    counts = section.trained.get((model, start, variant))
+    if not counts:
+        return [NOTHING]
+    tuned, heads = [c.prompts + c.others for c in counts], [c.heads for c in counts]
+    return [f"{_range(tuned)} + {_range(heads)} of heads"]
+
+
+def _range(numbers: Sequence[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def _grouped(columns: Sequence[tuple[str, str]]) -> list[str]:
