@@ -71,10 +71,8 @@ class Section:
             for tuning in scores.study.fine_tunings:
                 if tuning.run.parameters:
                     found.setdefault((label, tuning.start, tuning.variant), []).append(tuning.run.parameters)
-        numbers = {
-            (key[0], counts.prompts + counts.others) for key, all_counts in found.items() for counts in all_counts
-        }
-        return found if len(numbers) > len(self.models) else {}
+        numbers = {(key[0], counts.prompts + counts.others) for key, several in found.items() for counts in several}
+        return found if len(numbers) > len({model for model, _ in numbers}) else {}
 
     @cached_property
     def comparisons(self) -> list[Comparison]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from muppet_fairseq.report.compare import PairedTest
+from muppet_fairseq.report.read import Run
 from muppet_fairseq.report.scores import MEAN, Cell
 from muppet_fairseq.report.section import Section
 
@@ -192,21 +194,35 @@ def choices_table(section: Section) -> str:
 
 
 def pre_finetuning_table(section: Section) -> str | None:
-    """Updates, loss and time of every pre-finetuning run; None where there is none."""
+    """Updates, loss and time of every pre-finetuning run, and of its teachers together; None where there is none."""
     key = [*_key(section, "model", section.study.axis), "state"]
-    rows = [
-        [
-            *_key(section, model, start.label),
-            start.run.state,
-            _number(start.run.updates, "d"),
-            _number(start.run.loss, ".3f"),
-            _number(start.run.seconds, ".0f"),
-        ]
-        for model, scores in zip(section.labels, section.models, strict=True)
-        for start in scores.study.starts
-        if start.run
-    ]
+    rows = []
+    for model, scores in zip(section.labels, section.models, strict=True):
+        taught: dict[tuple[Run, ...], list[str]] = {}
+        for start in scores.study.starts:
+            if start.teachers:
+                taught.setdefault(start.teachers, []).append(start.label)
+        for teachers, starts in taught.items():
+            rows.append([*_key(section, model, f"{len(teachers)} teachers of {', '.join(starts)}"), *_course(teachers)])
+        for start in scores.study.starts:
+            if start.run:
+                rows.append([*_key(section, model, start.label), *_course([start.run])])
     return table([*key, "updates", "mean scaled loss", "seconds"], rows, len(key)) if rows else None
+
+
+def _course(runs: Sequence[Run]) -> list[str]:
+    """State, updates, loss and seconds of a run, or of several: sums and the mean loss."""
+    states = Counter(run.state for run in runs)
+    words = ", ".join(states) if len(states) == 1 else ", ".join(f"{n} {state}" for state, n in states.items())
+    updates, losses, seconds = (
+        [value for run in runs if (value := getattr(run, name)) is not None] for name in ("updates", "loss", "seconds")
+    )
+    return [
+        words,
+        _number(sum(updates) if updates else None, "d"),
+        _number(sum(losses) / len(losses) if losses else None, ".3f"),
+        _number(sum(seconds) if seconds else None, ".0f"),
+    ]
 
 
 def _number(value: float | None, form: str) -> str:
