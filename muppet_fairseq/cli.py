@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 from muppet_fairseq import audit, evaluate, plan, release, report, study
 from muppet_fairseq.hf import export, importing
-from muppet_fairseq.prompts import fold
+from muppet_fairseq.prompts import fold, nearest, similarity
 
 COMMANDS = {"plan": plan, "import-hf": importing, "export-hf": export, "evaluate": evaluate, "release": release}
-COMMANDS |= {"fold": fold, "study": study, "report": report, "audit": audit}
+COMMANDS |= {"fold": fold, "similarity": similarity, "nearest": nearest}
+COMMANDS |= {"study": study, "report": report, "audit": audit}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -24,7 +24,7 @@ from muppet_fairseq.families.base import FamilyDataset
 from muppet_fairseq.generation import Generator
 from muppet_fairseq.models import bart, roberta  # noqa: F401 - registers the models
 from muppet_fairseq.prompts.backbone import BACKBONE_KEY, read_backbone
-from muppet_fairseq.prompts.prompt import Prompt, prompt_of
+from muppet_fairseq.prompts.prompt import PREFIX, Prompt, prompt_of
 from muppet_fairseq.spec import DatasetSpec
 from muppet_fairseq.suite import NAME
 from muppet_fairseq.tasks.muppet import MuppetTask, MuppetTaskConfig
@@ -64,8 +64,8 @@ def read_prompts(path: Path) -> tuple[dict[str, Any], Prompt]:
     Raises:
         MuppetError: the file is missing or damaged, or holds no prompts.
     """
-    state, start = read_checkpoint(path), "prompts."
-    prompts = {key.removeprefix(start): value for key, value in state["model"].items() if key.startswith(start)}
+    state = read_checkpoint(path)
+    prompts = {key.removeprefix(PREFIX): value for key, value in state["model"].items() if key.startswith(PREFIX)}
     if not prompts:
         raise MuppetError(f"{path} holds no prompts; name a checkpoint of a run with --tune prompts")
     try:
@@ -162,7 +162,7 @@ def _check_sizes(options: Mapping[str, Any], task: MuppetTask, state: Mapping[st
             "decomposed": {"P": (length, dim), f"u_{spec.name}": (length,), f"v_{spec.name}": (dim,)},
             "shared": {"P": (length, dim)},
         }[kind]
-    prompts = {name.removeprefix("prompts."): value for name, value in state.items() if name.startswith("prompts.")}
+    prompts = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
     if {name: tuple(value.shape) for name, value in prompts.items()} != wanted:
         raise ValueError(f"its options say {kind} prompts of {length} vectors, its tensors are others")
     if options["tune"] == "adapters":

@@ -601,6 +601,7 @@ def test_the_numbers_as_json(reported):
         "start": "",
         "path": "",
         **{"state": "finished", "reason": None, "updates": 60, "loss": 0.83, "seconds": 12.3},
+        **{"parameters": None, "teachers": []},
     }
     assert studies["batching"]["versions"]["torch"] == ["2.13.0"]
 
@@ -647,7 +648,7 @@ BROKEN_STUDIES = {
     "NaN": lambda study: changed(study, starts=[study["starts"][0] | {"x": float("nan")}]),
     "'columns' is missing": lambda study: json.dumps({k: v for k, v in study.items() if k != "columns"}),
     "starts, columns or fine_tunings are empty": lambda study: changed(study, starts=[]),
-    "'pie' is none of bars, lines, heat_map": lambda study: changed(study, figure="pie"),
+    "'pie' is none of bars, lines, curves, heat_map": lambda study: changed(study, figure="pie"),
     "'moon' is none of base, batch_homogeneous": lambda study: changed(
         study, fine_tunings=[study["fine_tunings"][0] | {"start": "moon"}]
     ),

@@ -784,7 +784,7 @@ def test_a_run_that_fails_stops_only_what_starts_from_it(toy, tmp_path):
         reason = reasons.pop(f"choices from {name}, seed 1")
         assert reason == f"choices from {name}, seed 1: 'many' is no number for 'max-tokens'"
     assert len(reasons) == 1
-    assert "it starts from pre-finetuning heterogeneous, which failed" in said
+    assert "it needs pre-finetuning heterogeneous, which failed" in said
     page = (runs / "report.md").read_text()
     assert "invalid float value: &#x27;much&#x27;" in page or "invalid float value: 'much'" in page
     finished = {f: run for f, run in described(runs).items() if run["state"] == "finished"}

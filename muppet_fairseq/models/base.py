@@ -16,8 +16,8 @@ from muppet_fairseq.models.checkpoint import DICTIONARY_KEY, adapt_state_dict
 from muppet_fairseq.models.heads import normalize_spectrally
 from muppet_fairseq.models.layers import DecoderLayer, Encoder, EncoderLayer
 from muppet_fairseq.prompts.backbone import BACKBONE_KEY, backbone_sha256, check_backbone, read_backbone
-from muppet_fairseq.prompts.count import count_parameters
-from muppet_fairseq.prompts.prompt import PROMPT_TYPES, Prompt, prompt_of
+from muppet_fairseq.prompts.count import count_parameters, log_parameters
+from muppet_fairseq.prompts.prompt import PREFIX, PROMPT_TYPES, Prompt, prompt_of
 from muppet_fairseq.prompts.tuning import add_tuning_args, check_tuning, is_tuned, tuning_arguments, tuning_of
 
 if TYPE_CHECKING:
@@ -108,8 +108,11 @@ class WithHeads:
         Raises MuppetError for a backbone that cannot be used, and for options that do not go together.
         """
         check_tuning(args)
-        if args.tune == "all":
-            return
+        if args.tune != "all":
+            self._tune_part(args, task)
+        log_parameters(self)
+
+    def _tune_part(self, args: Namespace, task: Any) -> None:
         if args.tune != "bitfit" and any(getattr(module, "is_unusual", False) for module in self.modules()):
             raise MuppetError(f"--tune {args.tune} does not go with --quant-noise-pq or xFormers: leave these out")
         self._load_backbone(Path(args.backbone))
@@ -213,12 +216,12 @@ class WithHeads:
         adapt_state_dict(self, own, state, positions=positions, reuse_heads=self.reuse_heads)
 
     def _fit_prompts(self, state: dict[str, Tensor]) -> None:
-        own, start = self.prompts, "prompts."
-        prompts = {key.removeprefix(start): state.pop(key) for key in list(state) if key.startswith(start)}
+        own = self.prompts
+        prompts = {key.removeprefix(PREFIX): state.pop(key) for key in list(state) if key.startswith(PREFIX)}
         given = prompt_of(prompts, sharing=own.names)
         fitted = type(own)(own.names, own.length, own.dim)
         fitted.start_from(given)
-        state.update(fitted.state_dict(prefix=start))
+        state.update(fitted.state_dict(prefix=PREFIX))
         new = [name for name in own.names if name not in given.names]
         if new:
             logger.info("prompts of %s: from those of %s", ", ".join(new), ", ".join(given.names))

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import logging
+from dataclasses import asdict, dataclass
 
 from torch import nn
+
+logger = logging.getLogger(__name__)
+
+#: tag of the log's line that :func:`log_parameters` writes
+PARAMETERS = "parameters"
 
 
 @dataclass(frozen=True)
@@ -38,3 +45,8 @@ def count_parameters(model: nn.Module) -> ParameterCounts:
         kind = "frozen" if not parameter.requires_grad else part if part in ("prompts", "heads") else "others"
         counts[kind] += parameter.numel()
     return ParameterCounts(**counts)
+
+
+def log_parameters(model: nn.Module) -> None:
+    """Log the counts of a model as a line that a report reads: ``parameters | {"prompts": ...}``."""
+    logger.info("%s | %s", PARAMETERS, json.dumps(asdict(count_parameters(model))))

@@ -9,6 +9,7 @@ from muppet_fairseq import checkpoint_file
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import unwritable
 from muppet_fairseq.models.checkpoint import packed
+from muppet_fairseq.prompts.prompt import PREFIX
 from muppet_fairseq.release import own_storage, portable_task_options
 from muppet_fairseq.spec import DatasetSpec
 from muppet_fairseq.trained import model_options, other_version, read_prompts
@@ -36,16 +37,16 @@ def fold(checkpoint: Path, out: Path) -> list[str]:
     """
     if out.exists():
         raise MuppetError(f"{out} is there already; name a new file")
-    (state, prompts), start = read_prompts(checkpoint), "prompts."
-    folded = prompts.fold()
-    rest = {key: value for key, value in state["model"].items() if not key.startswith(start)}
+    state, prompt = read_prompts(checkpoint)
+    folded = prompt.fold()
+    rest = {key: value for key, value in state["model"].items() if not key.startswith(PREFIX)}
     try:
         specs = [DatasetSpec.from_dict(values) for values in state["task_state"]["specs"]]
         task = portable_task_options(state["cfg"]["task"], specs)
         model = model_options(state["cfg"]["model"]) | {"prompt_type": "vanilla"}
     except (AttributeError, KeyError, TypeError):
         raise other_version(checkpoint) from None
-    tensors = own_storage(rest | {f"{start}P_{name}": matrix for name, matrix in folded.items()})
+    tensors = own_storage(rest | {f"{PREFIX}P_{name}": matrix for name, matrix in folded.items()})
     content = packed(task, model, tensors, state["task_state"])
     temporary = out.with_name(f".{out.name}.tmp")
     try:

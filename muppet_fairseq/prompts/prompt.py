@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from muppet_fairseq.errors import MuppetError, nearest
 
+#: what the names of their tensors begin with in a model's state
+PREFIX = "prompts."
 #: the matrix that decomposed prompts share, and shared ones are
 SHARED = "P"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from muppet_fairseq.errors import MuppetError
-from muppet_fairseq.prompts.prompt import PROMPT_TYPES
+from muppet_fairseq.prompts.prompt import PREFIX, PROMPT_TYPES
 
 TUNINGS = ("all", "prompts", "bitfit", "adapters")
 
@@ -77,7 +77,7 @@ def is_tuned(tune: str, name: str) -> bool:
     if name.startswith("heads.") or tune == "all":
         return True
     if tune == "prompts":
-        return name.startswith("prompts.")
+        return name.startswith(PREFIX)
     return name.endswith(".bias") if tune == "bitfit" else ".adapter." in name
 
 

@@ -56,7 +56,11 @@ def _model(label: str, scores: Scores) -> dict[str, Any]:
             }
             for choice in scores.choices
         ],
-        "pre_finetuning": [{"start": start.name, **_run(start.run)} for start in study.starts if start.run],
+        "pre_finetuning": [
+            {"start": start.name, **_run(start.run), "teachers": [_run(teacher) for teacher in start.teachers]}
+            for start in study.starts
+            if start.run
+        ],
         "fine_tunings": _fine_tunings(study),
     }
 
@@ -77,7 +81,8 @@ def _fine_tunings(study: Study) -> list[dict[str, Any]]:
 
 def _run(run: Run) -> dict[str, Any]:
     keys = ("path", "state", "reason", "updates", "loss", "seconds")
-    return {key: getattr(run, key) for key in keys}
+    parameters = None if run.parameters is None else asdict(run.parameters)
+    return {**{key: getattr(run, key) for key in keys}, "parameters": parameters}
 
 
 def _comparison(comparison: Comparison) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The figure of a study: bars, lines or a heat map, all readable without colour."""
+"""The figure of a study: bars, lines, curves or a heat map, all readable without colour."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -33,6 +33,8 @@ LOOKS = (
     ("#30557f", "++++"),
 )
 LINE = "#1f3552"
+#: marker and line of each curve, so that they differ in grey print, too
+CURVES = (("o", "-"), ("s", "--"), ("^", "-"), ("D", ":"), ("v", "--"), ("P", "-."), ("X", "-"), ("*", ":"))
 SCORE = "score (%)"
 #: of red, green and blue
 LUMINANCE = (0.2126, 0.7152, 0.0722)
@@ -47,17 +49,40 @@ STYLE = {
     "svg.hashsalt": "muppet",  # the same ids each time
 }
 
+#: of each format that is written: nothing that differs from one time to the next
+METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+
 
 def draw(section: Section, folder: Path) -> None:
     """Write ``<study>.png`` and ``<study>.svg``. Scores there must be. Raises MuppetError."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
-        figure = {"bars": _bars, "lines": _lines, "heat_map": _heat_maps}[section.study.figure](section)
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
-            write_bytes(folder / f"{section.study.name}.{kind}", buffer.getvalue())
+        figure = {"bars": _bars, "lines": _lines, "curves": _curves, "heat_map": _heat_maps}[section.study.figure](
+            section
+        )
+        for kind in METADATA:
+            _write(figure, folder / f"{section.study.name}.{kind}")
+
+
+def draw_similarities(names: Sequence[str], values: np.ndarray, path: Path) -> None:
+    """Write a heat map of similarities ``[n, n]`` between prompts to a PNG or SVG file. Raises MuppetError."""
+    import matplotlib
+
+    def draw_panel(axes: Axes) -> None:
+        _heat_map(axes, values, "{:.2f}", "upper")
+        axes.set_xticks(range(len(names)), [_wrapped(name) for name in names], rotation=45, ha="right")
+        axes.set_yticks(range(len(names)), [_wrapped(name) for name in names])
+
+    with matplotlib.rc_context(STYLE):
+        title = "cosine similarity of prompts"
+        _write(_panels([(title, draw_panel)], 2.2 + 0.55 * len(names), 1.8 + 0.45 * len(names)), path)
+
+
+def _write(figure: Figure, path: Path) -> None:
+    buffer, kind = io.BytesIO(), path.suffix[1:]
+    figure.savefig(buffer, format=kind, dpi=150, metadata=METADATA[kind])
+    write_bytes(path, buffer.getvalue())
 
 
 #: draws one panel
@@ -238,6 +263,48 @@ def _by_x(starts: Sequence[Start]) -> list[Start]:
     return sorted(starts, key=lambda start: start.x)
 
 
+# curves
+
+
+def _curves(section: Section) -> Figure:
+    """A panel for each column: score over the variants, a line for each start."""
+    panels = [
+        (_title(section, model, label), _curve_panel(scores, label))
+        for model, scores in zip(section.labels, section.models, strict=True)
+        for label in _scored(scores, scores.columns)
+    ]
+    figure = _panels(panels, 3.4, 2.8)
+    figure.supxlabel("training set", fontsize=STYLE["font.size"])
+    figure.supylabel(SCORE, fontsize=STYLE["font.size"])
+    return _with_legend(figure)
+
+
+def _curve_panel(scores: Scores, label: str) -> Draw:
+    def draw_panel(axes: Axes) -> None:
+        variants = scores.study.variants
+        for start, (marker, style) in zip(scores.study.starts, itertools.cycle(CURVES), strict=False):
+            cells = [scores.cells.get((start.name, variant, label)) for variant in variants]
+            drawn = [(place, cell) for place, cell in enumerate(cells) if cell and cell.seeds]
+            axes.errorbar(
+                [place for place, _ in drawn],
+                [cell.mean for _, cell in drawn],
+                [cell.sd or 0.0 for _, cell in drawn],
+                color=LINE,
+                marker=marker,
+                markersize=4.5,
+                markerfacecolor="white" if style != "-" else LINE,
+                ls=style,
+                lw=1.2,
+                elinewidth=0.7,
+                capsize=2,
+                label=start.label,
+            )
+        axes.set_xticks(range(len(variants)), [variant_name(variant) for variant in variants])
+        axes.margins(x=0.08)
+
+    return draw_panel
+
+
 # heat maps
 
 
@@ -263,23 +330,27 @@ def _heat_panel(scores: Scores, label: str, axis: str) -> Draw:
                 cell = scores.cells.get((start.name, variant, label))
                 if cell and cell.seeds:
                     means[row, column] = cell.mean
-        image = axes.imshow(means, cmap="Blues", origin="lower", aspect="auto")
-        for (row, column), mean in np.ndenumerate(means):
-            if np.isnan(mean):
-                axes.fill_between(
-                    [column - 0.5, column + 0.5], row - 0.5, row + 0.5, hatch="////", facecolor="none", edgecolor="grey"
-                )
-                continue
-            light = np.dot(image.cmap(image.norm(mean))[:3], LUMINANCE) > 0.5
-            axes.text(
-                column, row, f"{mean:.1f}", ha="center", va="center", fontsize=7.5, color="black" if light else "white"
-            )
+        _heat_map(axes, means, "{:.1f}", "lower")
         axes.axhline(0.5, color="black", lw=1)
         axes.set_xticks(range(len(variants)), [variant_name(variant) for variant in variants])
         axes.set_yticks(range(len(starts)), [base.label, *(f"{start.x:g}" for start in starts[1:])])
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
         axes.set_xlabel("training set")
         axes.set_ylabel(axis)
 
     return draw_panel
+
+
+def _heat_map(axes: Axes, values: np.ndarray, form: str, origin: Literal["lower", "upper"]) -> None:
+    """Cells with their numbers; hatched where there is none. ``origin`` is where the first row is."""
+    image = axes.imshow(values, cmap="Blues", origin=origin, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        if np.isnan(value):
+            axes.fill_between(
+                [column - 0.5, column + 0.5], row - 0.5, row + 0.5, hatch="////", facecolor="none", edgecolor="grey"
+            )
+            continue
+        light = np.dot(image.cmap(image.norm(value))[:3], LUMINANCE) > 0.5
+        colour = "black" if light else "white"
+        axes.text(column, row, form.format(value), ha="center", va="center", fontsize=7.5, color=colour)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)

@@ -33,6 +33,7 @@ TITLE = "Studies"
 
 FIGURE_CAPTIONS = {
     "bars": "Bars: means. Dots: seeds. Whiskers: standard deviation over seeds.",
+    "curves": "Means and standard deviation over seeds.",
     "lines": "Means and standard deviation over seeds; dashed, in grey: the base.",
     "heat_map": "Means; the lowest row is the base. Hatched: no run has finished.",
 }

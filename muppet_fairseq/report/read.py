@@ -14,9 +14,10 @@ import numpy as np
 import orjson
 
 from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.prompts.count import ParameterCounts
 
 FORMAT = 1
-FIGURES = ("bars", "lines", "heat_map")
+FIGURES = ("bars", "lines", "curves", "heat_map")
 #: what run.json calls a state, and what it is for someone who reads the runs afterwards
 STATES = {"finished": "finished", "failed": "failed", "running": "unfinished"}
 NOT_STARTED = "not started"
@@ -47,6 +48,7 @@ class Run:
     seconds: float | None = None
     updates: int | None = None
     loss: float | None = None
+    parameters: ParameterCounts | None = None
     versions: dict[str, str] = field(default_factory=dict)
     hardware: str | None = None
     results: dict[str, Result] = field(default_factory=dict)
@@ -58,12 +60,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Start:
-    """What a fine-tuning starts from: the base model (the first of a study) or a pre-finetuned one."""
+    """What a fine-tuning starts from: the base model (the first of a study) or a pre-finetuned one.
+
+    ``run`` is the pre-finetuning, ``teachers`` those that it distils.
+    """
 
     name: str
     label: str
     x: float
     run: Run | None
+    teachers: tuple[Run, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,8 @@ class Study:
     @property
     def runs(self) -> list[Run]:
         """Every run of the study once, pre-finetuning first."""
-        runs = [start.run for start in self.starts if start.run] + [tuning.run for tuning in self.fine_tunings]
+        runs = [run for start in self.starts for run in (*start.teachers, start.run) if run]
+        runs += [tuning.run for tuning in self.fine_tunings]
         return list({run.path: run for run in runs}.values())
 
 
@@ -190,6 +197,8 @@ def _study(path: Path, folder: Path, runs: dict[str, Run]) -> Study:
                     label=str(entry["label"]),
                     x=float(place if entry["x"] is None else entry["x"]),
                     run=run_at(entry["run"]) if entry["run"] else None,
+                    # earlier versions knew no teachers
+                    teachers=tuple(map(run_at, entry.get("teachers", ()))),
                 )
                 for place, entry in enumerate(found["starts"])
             ),
@@ -271,10 +280,15 @@ def _run(folder: Path, where: str) -> Run:
             seconds=_known(float, found.get("seconds")),
             updates=_known(int, training.get("updates")),
             loss=_known(float, training.get("loss")),
+            parameters=_known(_counts, training.get("parameters")),
             versions={name: str(number) for name, number in found["versions"].items()},
             hardware=_known(str, found["hardware"]),
             results={name: _result(entry) for name, entry in (found.get("results") or {}).items()},
         )
+
+
+def _counts(entry: dict[str, Any]) -> ParameterCounts:
+    return ParameterCounts(**{name: int(entry[name]) for name in ("prompts", "heads", "others", "frozen")})
 
 
 def _result(entry: dict[str, Any]) -> Result:

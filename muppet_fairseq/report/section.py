@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
+from muppet_fairseq.prompts.count import ParameterCounts
 from muppet_fairseq.report.compare import Comparison, compare
 from muppet_fairseq.report.read import Run, Study
 from muppet_fairseq.report.scores import MEAN, Scores
@@ -58,6 +59,20 @@ class Section:
         groups = list(dict.fromkeys(group for group, _ in found))
         ordered = sorted(found, key=lambda column: groups.index(column[0]))
         return ordered + [("", MEAN.label)] * any(len(scores.columns) > 1 for scores in self.models)
+
+    @cached_property
+    def trained(self) -> dict[tuple[str, str, str | None], list[ParameterCounts]]:
+        """By model, start's name and variant what its fine-tunings have trained; empty where that is always as much.
+
+        Heads aside, whose sizes are those of their datasets.
+        """
+        found: dict[tuple[str, str, str | None], list[ParameterCounts]] = {}
+        for label, scores in zip(self.labels, self.models, strict=True):
+            for tuning in scores.study.fine_tunings:
+                if tuning.run.parameters:
+                    found.setdefault((label, tuning.start, tuning.variant), []).append(tuning.run.parameters)
+        numbers = {(key[0], counts.prompts + counts.others) for key, several in found.items() for counts in several}
+        return found if len(numbers) > len({model for model, _ in numbers}) else {}
 
     @cached_property
     def comparisons(self) -> list[Comparison]:

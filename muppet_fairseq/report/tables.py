@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from muppet_fairseq.report.compare import PairedTest
+from muppet_fairseq.report.read import Run
 from muppet_fairseq.report.scores import MEAN, Cell
 from muppet_fairseq.report.section import Section
 
@@ -53,6 +55,7 @@ def _by_start(section: Section) -> str:
     """A row for each start (and variant), below it the difference from the base; a block for each model."""
     key = _key(section, "model", section.study.axis, "training set")
     labels = [label for _, label in section.columns]
+    trained = ["trained"] if section.trained else []
     best = {label: _best(section, lambda key, of=label: key[-1] == of) for label in labels}
     rows = []
     for model, scores in zip(section.labels, section.models, strict=True):
@@ -67,15 +70,32 @@ def _by_start(section: Section) -> str:
                     for label in labels
                 ]
                 row = _key(section, shown_model, shown_start, variant_name(variant))
+                row += _trained(section, model, start.name, variant)
                 rows.append(row + [_cell(cell, best[label]) for cell, label in zip(cells, labels, strict=True)])
                 shown_model = shown_start = ""
                 if start is not scores.study.base:
-                    row = [""] * (len(key) - 1) + ["*difference*"]
+                    row = [""] * (len(key) - 1) + ["*difference*"] + [""] * len(trained)
                     for cell, label in zip(cells, labels, strict=True):
                         found = section.differences.get((model, start.name, variant, label)) if cell else None
                         row.append(signed(found.difference) if found and found.seeds else "")
                     rows.append(row)
-    return table([*key, *_grouped(section.columns)], rows, len(key))
+    return table([*key, *trained, *_grouped(section.columns)], rows, len(key))
+
+
+def _trained(section: Section, model: str, start: str, variant: str | None) -> list[str]:
+    """A cell that says how many parameters were trained, where a study has that column."""
+    if not section.trained:
+        return []
+    counts = section.trained.get((model, start, variant))
+    if not counts:
+        return [NOTHING]
+    tuned, heads = [c.prompts + c.others for c in counts], [c.heads for c in counts]
+    return [f"{_range(tuned)} + {_range(heads)} of heads"]
+
+
+def _range(numbers: Sequence[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def _grouped(columns: Sequence[tuple[str, str]]) -> list[str]:
@@ -174,21 +194,35 @@ def choices_table(section: Section) -> str:
 
 
 def pre_finetuning_table(section: Section) -> str | None:
-    """Updates, loss and time of every pre-finetuning run; None where there is none."""
+    """Updates, loss and time of every pre-finetuning run, and of its teachers together; None where there is none."""
     key = [*_key(section, "model", section.study.axis), "state"]
-    rows = [
-        [
-            *_key(section, model, start.label),
-            start.run.state,
-            _number(start.run.updates, "d"),
-            _number(start.run.loss, ".3f"),
-            _number(start.run.seconds, ".0f"),
-        ]
-        for model, scores in zip(section.labels, section.models, strict=True)
-        for start in scores.study.starts
-        if start.run
-    ]
+    rows = []
+    for model, scores in zip(section.labels, section.models, strict=True):
+        taught: dict[tuple[Run, ...], list[str]] = {}
+        for start in scores.study.starts:
+            if start.teachers:
+                taught.setdefault(start.teachers, []).append(start.label)
+        for teachers, starts in taught.items():
+            rows.append([*_key(section, model, f"{len(teachers)} teachers of {', '.join(starts)}"), *_course(teachers)])
+        for start in scores.study.starts:
+            if start.run:
+                rows.append([*_key(section, model, start.label), *_course([start.run])])
     return table([*key, "updates", "mean scaled loss", "seconds"], rows, len(key)) if rows else None
+
+
+def _course(runs: Sequence[Run]) -> list[str]:
+    """State, updates, loss and seconds of a run, or of several: sums and the mean loss."""
+    states = Counter(run.state for run in runs)
+    words = ", ".join(states) if len(states) == 1 else ", ".join(f"{n} {state}" for state, n in states.items())
+    updates, losses, seconds = (
+        [value for run in runs if (value := getattr(run, name)) is not None] for name in ("updates", "loss", "seconds")
+    )
+    return [
+        words,
+        _number(sum(updates) if updates else None, "d"),
+        _number(sum(losses) / len(losses) if losses else None, ".3f"),
+        _number(sum(seconds) if seconds else None, ".0f"),
+    ]
 
 
 def _number(value: float | None, form: str) -> str:

@@ -22,9 +22,9 @@ from muppet_fairseq.files import write_text
 from muppet_fairseq.provenance import versions
 from muppet_fairseq.report.read import FORMAT
 from muppet_fairseq.spec import read_dataset_json
-from muppet_fairseq.study.commands import UPDATES, Machine, evaluate_command, train_command
+from muppet_fairseq.study.commands import UPDATES, Machine, commands
 from muppet_fairseq.study.driver import Driver
-from muppet_fairseq.study.expand import Plan, Run, expand
+from muppet_fairseq.study.expand import Plan, Run, expand, with_needed
 from muppet_fairseq.study.run_folder import read_run
 from muppet_fairseq.study.settings import BASE, Model, read_study
 
@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> None:
     study = read_study(args.study, args.scale, args.model)
     if bool(args.launcher) != bool(args.workers):
         raise MuppetError("--launcher and --workers go together: what starts the workers, and how many it starts")
-    checkpoints = {name: path for start, path in args.checkpoint for name in ([start] if start else study.starts)}
+    replaced = [name for name, start in study.starts.items() if start.pre_finetuning is not None]
+    checkpoints = {name: path for start, path in args.checkpoint for name in ([start] if start else replaced)}
     for path in checkpoints.values():
         if not (path.is_file() or args.dry_run):
             raise MuppetError(f"there is no checkpoint {path}; see --checkpoint")
@@ -102,7 +103,7 @@ def _wanted(plan: Plan, patterns: list[str] | None) -> list[Run]:
     if not chosen:
         example = next((run.label for run in plan.runs if run.judged.entries), "none")
         raise MuppetError(f"no fine-tuning of {plan.study.path} is like {' and '.join(patterns)}; one is {example!r}")
-    needed = {run.key for run in chosen} | {run.after.key for run in chosen if run.after}
+    needed = {run.key for run in with_needed(chosen)}
     return [run for run in plan.runs if run.key in needed]
 
 
@@ -137,10 +138,10 @@ def _dry(model: Model, wanted: list[Run], runs: Path, machine: Machine) -> Itera
         state = read_run(folder).get("state", "not started")
         names = " ".join(run.suite.names)
         yield f"\n# {run.label}: {state}\n# {folder / 'suite.yaml'}: {names}"
-        yield str(train_command(run, runs, machine, run.settings.get("updates", UPDATES)))
-        if run.judged.entries:
-            command = evaluate_command(run, runs, machine)
-            yield f"{command} > {shlex.quote(str(folder / command.output))}"
+        for command in commands(run, runs, machine, run.settings.get("updates", UPDATES)):
+            # a log also has what earlier attempts said
+            redirected = "" if command.output.endswith(".log") else f" > {shlex.quote(str(folder / command.output))}"
+            yield f"{command}{redirected}"
     kinds = [run.kind for run in wanted]
     yield f"\n# {kinds.count('pre_finetuning')} pre-finetunings, {kinds.count('fine_tuning')} fine-tunings"
     if any("updates" not in run.settings for run in wanted):
@@ -200,11 +201,13 @@ def _is_prepared(folder: Path) -> bool:
 def _described(plan: Plan, command: str) -> dict[str, object]:
     """``study.json``: all runs that the study consists of, for the report."""
     study = plan.study
-    starts = [{"name": BASE, "label": "base", "x": 0, "run": None}]
-    for name, start in study.starts.items():
+    starts = []
+    for name, start in {BASE: study.base, **study.starts}.items():
         runs = plan.pre_finetunings[name]
         x = start.x if start.x is not None or not runs else len(runs[0].suite.entries)
-        starts.append({"name": name, "label": start.label, "x": x, "run": str(runs[0].folder) if runs else None})
+        before = {"run": str(runs[0].folder) if runs else None}
+        before["teachers"] = [str(teacher.folder) for teacher in runs[0].teachers] if runs else []
+        starts.append({"name": name, "label": start.label, "x": x, **before})
     return {
         "format": FORMAT,
         "study": study.name,

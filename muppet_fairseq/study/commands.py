@@ -1,4 +1,5 @@
-"""The command lines of a run: ``fairseq-train``, and for a fine-tuning ``muppet evaluate`` after it."""
+"""The command lines of a run: ``fairseq-train``, before it ``muppet nearest`` where it starts from the most similar
+prompt, and after it ``muppet evaluate`` for a fine-tuning."""
 
 from __future__ import annotations
 
@@ -18,6 +19,9 @@ from muppet_fairseq.tasks.muppet import MuppetTaskConfig
 #: stands for a number of updates that is known only when the data are there
 UPDATES = "UPDATES"
 
+#: what a training leaves in its run's folder, and a run that looks for the most similar prompt
+CHECKPOINT, NEAREST = "checkpoint_last.pt", "nearest.pt"
+
 #: joins processes on CPUs, which fairseq does not do by itself: torchrun starts them, gloo joins them; exec: so that
 #: signals reach them
 _ON_CPUS = (
@@ -28,10 +32,16 @@ _ON_CPUS = (
 
 @dataclass(frozen=True)
 class Command:
-    """One process: its words, and the file in the run's folder that keeps its standard output."""
+    """One process.
+
+    Attributes:
+        output: the file in the run's folder that keeps its standard output.
+        makes: the file there that later commands of the run need.
+    """
 
     words: tuple[str, ...]
     output: str
+    makes: str | None = None
 
     def __str__(self) -> str:
         return shlex.join(self.words)
@@ -71,19 +81,34 @@ class Machine:
         return len(self.devices) if run.kind == "pre_finetuning" and self.launcher else self.workers(run)
 
 
+def commands(run: Run, runs: Path, machine: Machine, updates: int | str) -> list[Command]:
+    """All commands of a run in ``runs``, one after another."""
+    found = [nearest_command(run, runs)] if run.probe else []
+    found.append(train_command(run, runs, machine, updates))
+    return [*found, evaluate_command(run, runs, machine)] if run.judged.entries else found
+
+
+def nearest_command(run: Run, runs: Path) -> Command:
+    """The ``muppet nearest`` of a run that has a probe."""
+    out = str(runs / run.folder / NEAREST)
+    candidates = [_checkpoint(candidate, runs) for candidate in run.candidates]
+    words = ("muppet", "nearest", "--to", _checkpoint(run.probe, runs), "--out", out, *candidates)
+    return Command(words, "nearest.txt", makes=NEAREST)
+
+
 def train_command(run: Run, runs: Path, machine: Machine, updates: int | str) -> Command:
     """The ``fairseq-train`` of a run in ``runs``, for so many ``updates``."""
     folder, workers = runs / run.folder, machine.workers(run)
-    start = runs / run.after.folder / "checkpoint_last.pt" if run.after else run.model
     options = {
         "user-dir": _user_dir(),
         "task": "muppet",
         "suite": str(folder / "suite.yaml"),
         "criterion": "muppet",
-        "finetune-from-model": str(start),
+        **_origin(run, runs),
         "reuse-heads": "true" if run.settings.get("reuse-heads") else "false",
         "optimizer": "adam",
         "lr-scheduler": "polynomial_decay",
+        **({"teachers": ",".join(_checkpoint(teacher, runs) for teacher in run.teachers)} if run.teachers else {}),
         **run.options,
         "sub-batches": str(sub_batches(run)),
         "update-freq": str(update_freq(run, workers)),
@@ -103,7 +128,25 @@ def train_command(run: Run, runs: Path, machine: Machine, updates: int | str) ->
             words.append(f"--{option}")
         elif value != "false":
             words += [f"--{option}", value]
-    return Command((*_launcher(run, machine, workers), *words), "train.log")
+    return Command((*_launcher(run, machine, workers), *words), "train.log", makes=CHECKPOINT)
+
+
+def _origin(run: Run, runs: Path) -> dict[str, str]:
+    """The options that say what a training starts from."""
+    backbone = _checkpoint(run.backbone, runs)
+    if run.tunes == "all":
+        return {"finetune-from-model": backbone}
+    part = run.part
+    if run.probe:
+        part = runs / run.folder / NEAREST
+    elif run.after and run.after.tunes != "all":
+        part = run.after
+    return {"backbone": backbone} | ({"finetune-from-model": _checkpoint(part, runs)} if part else {})
+
+
+def _checkpoint(origin: Run | Path, runs: Path) -> str:
+    """The file of a model, or of what was trained of it."""
+    return str(runs / origin.folder / CHECKPOINT if isinstance(origin, Run) else origin)
 
 
 def evaluate_command(run: Run, runs: Path, machine: Machine) -> Command:
@@ -112,7 +155,11 @@ def evaluate_command(run: Run, runs: Path, machine: Machine) -> Command:
     named = any(entry.head or entry.metric for entry in run.judged.entries)
     datasets = str(folder / "judged.yaml") if named else ",".join(run.judged.names)
     generation = [word for key, value in run.settings.get("generation", {}).items() for word in (f"--{key}", value)]
-    words = ("muppet", "evaluate", str(folder / "checkpoint_last.pt"), str(run.data), "--datasets", datasets)
+    checkpoint = _checkpoint(run, runs)
+    whole = run.tunes == "all"
+    words = ("muppet", "evaluate", checkpoint if whole else _checkpoint(run.backbone, runs), str(run.data))
+    words += () if whole else ("--prompts", checkpoint)
+    words += ("--datasets", datasets)
     words += ("--predictions", str(folder / "predictions"), "--json", "--example-scores", *generation)
     if "split" in run.settings:
         words += ("--split", run.settings["split"])

@@ -16,7 +16,7 @@ from typing import IO, Any
 from muppet_fairseq.errors import MuppetError, sentences_in
 from muppet_fairseq.files import write_text
 from muppet_fairseq.study import run_folder
-from muppet_fairseq.study.commands import Command, Machine, count_updates, evaluate_command, train_command
+from muppet_fairseq.study.commands import CHECKPOINT, Command, Machine, commands, count_updates
 from muppet_fairseq.study.expand import Run
 from muppet_fairseq.study.processes import lock, start, unlock
 
@@ -51,7 +51,8 @@ class Driver:
 
     Args:
         runs: the folder of all runs.
-        keep: keep the fine-tuned models, which are large and otherwise removed once they are evaluated.
+        keep: keep the fine-tuned models, which are large and otherwise removed once they are evaluated; what was tuned
+            of a model is small and always kept.
     """
 
     def __init__(self, runs: Path, machine: Machine, *, keep: bool = False) -> None:
@@ -69,8 +70,8 @@ class Driver:
     def work_off(self, runs: Iterable[Run]) -> dict[str, str]:
         """Do all runs that are not finished; returns why runs failed, by key.
 
-        Runs that others need come first in ``runs``. One that failed earlier is tried again; one whose pre-finetuning
-        fails is left out. When this ends early, by Ctrl-C or an error, its processes end, too.
+        Runs that others need come first in ``runs``. One that failed earlier is tried again; one that needs another
+        that fails is left out. When this ends early, by Ctrl-C or an error, its processes end, too.
 
         Raises:
             MuppetError: a run wants more devices than there are, or its ``run.json`` cannot be read.
@@ -102,11 +103,12 @@ class Driver:
 
     def _start_what_can(self) -> None:
         for run in list(self._waiting):
-            if run.after and run.after.key in self._failures:
+            causes = [needed.label for needed in run.needs if needed.key in self._failures]
+            if causes:
                 self._waiting.remove(run)
-                self._fail(run, f"it starts from {run.after.label}, which failed")
+                self._fail(run, f"it needs {' and '.join(causes)}, which failed")
                 continue
-            if run.after and run.after.key not in self._finished:
+            if any(needed.key not in self._finished for needed in run.needs):
                 continue
             count = self.machine.places(run)
             if count > len(self._free):
@@ -135,25 +137,26 @@ class Driver:
         folder = self.runs / run.folder
         write_text(folder / "suite.yaml", run.suite.text())
         updates = count_updates(run, folder / "suite.yaml")
-        commands = [train_command(run, self.runs, self.machine, updates)]
         if run.judged.entries:
             write_text(folder / "judged.yaml", run.judged.text())
-            commands.append(evaluate_command(run, self.runs, self.machine))
-        trained = (folder / "checkpoint_last.pt").exists()
-        done = min(described.get("commands_done", 0), len(commands) - 1) if trained else 0
-        if done == 0 and run.options.get("no-save-optimizer-state") == "true":
+        todo = commands(run, self.runs, self.machine, updates)
+        done = min(described.get("commands_done", 0), len(todo) - 1)
+        # as far as what they made is still there
+        done = next((n for n, c in enumerate(todo[:done]) if c.makes and not (folder / c.makes).exists()), done)
+        trains = any(command.makes == CHECKPOINT for command in todo[done:])
+        if trains and run.options.get("no-save-optimizer-state") == "true":
             # fairseq would count from 0 again, with the parameters of an attempt that got to its end
             _remove_models(folder)
         job = _Job(
             run=run,
             updates=updates,
-            commands=commands,
+            commands=todo,
             done=done,
             devices=devices,
             claim=claim,
             before=described.get("seconds", 0.0),
             began=time.monotonic(),
-            process=self._process(commands[done], folder, devices),
+            process=self._process(todo[done], folder, devices),
         )
         self._write(job, "running")
         return job
@@ -188,7 +191,7 @@ class Driver:
             self._fail(job.run, str(error))
         else:
             self._write(job, "finished", **outcome)
-            if job.run.judged.entries and not self.keep:
+            if job.run.judged.entries and job.run.tunes == "all" and not self.keep:
                 _remove_models(folder)
             self._note_finished(job.run, job.seconds)
             self._tell(f"{job.run.label}: {_outcome(outcome)} ({job.seconds:.0f} s)")
@@ -245,7 +248,7 @@ class Driver:
 
 
 def _remove_models(folder: Path) -> None:
-    for checkpoint in folder.glob("*.pt"):
+    for checkpoint in folder.glob("checkpoint*.pt"):
         checkpoint.unlink()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from muppet_fairseq.errors import MuppetError, nearest
-from muppet_fairseq.study.settings import BASE, STAGE_KEYS, Stage, Start, Study, merged
+from muppet_fairseq.study.settings import BASE, STAGE_KEYS, Nearest, Stage, Start, Study, merged
 from muppet_fairseq.suite import Suite, SuiteEntry
 
 #: settings that do not change a run's result
@@ -31,11 +31,14 @@ class Run:
         kind: ``pre_finetuning`` or ``fine_tuning``.
         label: what it is, for people.
         slug: what its folder's name begins with.
-        model: file of the parameters that it starts from, where ``after`` is None.
+        model: file of the whole model that it starts from, unless ``after`` has one.
         after: the pre-finetuning that it starts from.
+        part: file of what was tuned of ``model``, which it starts from where that was not done by ``after``.
         suite: what it is trained on.
         judged: what it is evaluated on; nothing for a pre-finetuning.
         settings: its stage, all layers merged.
+        teachers: trained on one of its datasets each, which it distils.
+        probe: the run that its own prompt is to be like: it starts from the most similar one of ``candidates``.
     """
 
     kind: str
@@ -48,11 +51,33 @@ class Run:
     judged: Suite
     settings: Stage
     seed: int
+    part: Path | None = None
+    teachers: tuple[Run, ...] = ()
+    probe: Run | None = None
+    candidates: tuple[Run, ...] = ()
 
     @cached_property
     def options(self) -> dict[str, str]:
         """Of ``fairseq-train``."""
         return {key: value for key, value in self.settings.items() if key not in STAGE_KEYS}
+
+    @property
+    def tunes(self) -> str:
+        """Which part of the model is trained: ``--tune``."""
+        return self.options.get("tune", "all")
+
+    @property
+    def backbone(self) -> Run | Path:
+        """The whole model, by which the run's checkpoint is completed where that is but a part."""
+        if self.after is None:
+            return self.model
+        return self.after if self.after.tunes == "all" else self.after.backbone
+
+    @cached_property
+    def needs(self) -> tuple[Run, ...]:
+        """Runs that have to be finished before."""
+        maybe = (self.after, *self.teachers, self.probe, *self.candidates)
+        return tuple({run.key: run for run in maybe if run}.values())
 
     @cached_property
     def key(self) -> str:
@@ -60,7 +85,11 @@ class Run:
         settings = {key: value for key, value in self.settings.items() if key not in _NO_MATTER}
         origin = self.after.key if self.after else str(self.model)
         datasets = [self.suite.text(), self.judged.text()]
-        decides = [self.kind, str(self.data), origin, datasets, settings, self.seed]
+        decides: list[Any] = [self.kind, str(self.data), origin, datasets, settings, self.seed]
+        if self.part:
+            decides.append(str(self.part))
+        if self.teachers or self.probe:
+            decides.append([[run.key for run in self.teachers], [run.key for run in self.needs]])
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
 
     @cached_property
@@ -92,7 +121,22 @@ class Plan:
         """Each once, those that others wait for first, then seed by seed, so that an early report has all columns."""
         before = [run for runs in self.pre_finetunings.values() for run in runs]
         after = sorted((tuning.run for tuning in self.fine_tunings), key=lambda run: run.seed)
-        return list({run.key: run for run in (*before, *after)}.values())
+        return with_needed([*before, *after])
+
+
+def with_needed(runs: Iterable[Run]) -> list[Run]:
+    """These runs and those that they need, each once and after what it needs."""
+    found: dict[str, Run] = {}
+
+    def add(run: Run) -> None:
+        if run.key not in found:
+            for needed in run.needs:
+                add(needed)
+            found[run.key] = run
+
+    for run in runs:
+        add(run)
+    return list(found.values())
 
 
 def expand(
@@ -115,49 +159,110 @@ def expand(
     for name in checkpoints:
         if name not in study.starts:
             raise MuppetError(f"{study.path} has no start {name!r}{nearest(name, study.starts)}; see its 'starts'")
-    base = Start("base", 0, {}, {"reuse-heads": False})
-    before: dict[str, list[Run]] = {BASE: []}
-    tunings = []
-    for name, start in {BASE: base, **study.starts}.items():
-        if name != BASE:
-            before[name] = [] if name in checkpoints else list(_pre_finetunings(study, name, start, updates))
-        tunings += _fine_tunings(study, name, start, before[name], checkpoints.get(name), seeds)
+        if study.starts[name].pre_finetuning is None:
+            raise MuppetError(f"{study.path}: {name!r} has no pre-finetuning that a checkpoint could stand for")
+    starts = {BASE: study.base, **study.starts}
+    before: dict[str, list[Run]] = {}
+    for name, start in starts.items():
+        here = start.pre_finetuning is not None and name not in checkpoints
+        before[name] = list(_pre_finetunings(study, name, start, updates)) if here else []
+    tunings: list[FineTuning] = []
+    # probes first
+    for name, start in sorted(starts.items(), key=lambda item: item[1].nearest is not None):
+        found = list(_fine_tunings(study, name, start, before[name], checkpoints.get(name), seeds))
+        if start.nearest:
+            teachers = _teachers_of(study, start.nearest.teachers_of, updates)
+            found = [_from_nearest(study, tuning, start.nearest, tunings, teachers) for tuning in found]
+        tunings += found
+    order = list(starts)
+    tunings.sort(key=lambda tuning: order.index(tuning.start))
     return Plan(study, before, tunings)
 
 
 def _pre_finetunings(study: Study, name: str, start: Start, updates: int | None) -> Iterator[Run]:
-    settings = merged(study.pre_finetuning, start.pre_finetuning, {"updates": updates} if updates else {})
+    counted = {"updates": updates} if updates else {}
+    settings = merged(study.pre_finetuning, start.pre_finetuning or {}, counted)
     if "suite" not in settings:
         raise MuppetError(f"{study.path}: the pre-finetuning of {name!r} has no 'suite'")
     entries = Suite.load(settings["suite"]).entries
     if settings.get("own-heads"):
         entries = [replace(entry, head=entry.name) for entry in entries]
-    if "examples" in settings:
-        entries = [replace(entry, examples=entry.examples or settings["examples"]) for entry in entries]
+    changes = settings.pop("teachers", None)
     for seed in range(1, settings.get("seeds", 1) + 1):
-        yield Run(
+        run = Run(
             kind="pre_finetuning",
             label=f"pre-finetuning {name}" + (f", seed {seed}" if "seeds" in settings else ""),
             slug=Path(settings["suite"]).stem,
             data=study.model.data,
             model=study.model.encoder / "model.pt",
             after=None,
-            suite=Suite(entries),
+            suite=_suite(entries, settings),
             judged=Suite([]),
             settings=settings,
             seed=seed,
         )
+        if changes is not None:
+            alone = merged(settings, changes, counted)
+            teacher = replace(run, settings=alone)
+            more = run.label.removeprefix(f"pre-finetuning {name}")
+            run = replace(
+                run,
+                teachers=tuple(
+                    replace(teacher, label=f"teacher {e.name}{more}", slug=e.name, suite=_suite([e], alone))
+                    for e in entries
+                ),
+            )
+        yield run
+
+
+def _suite(entries: list[SuiteEntry], settings: Stage) -> Suite:
+    if "examples" in settings:
+        entries = [replace(entry, examples=entry.examples or settings["examples"]) for entry in entries]
+    return Suite(entries)
+
+
+def _teachers_of(study: Study, name: str, updates: int | None) -> list[tuple[Run, ...]]:
+    """The teachers of each of a start's pre-finetunings, also where these are replaced by a checkpoint."""
+    start = study.starts[name]
+    runs = [] if start.pre_finetuning is None else _pre_finetunings(study, name, start, updates)
+    teachers = [run.teachers for run in runs]
+    if not all(teachers) or not teachers:
+        raise MuppetError(f"{study.path}: {name!r}, which 'teachers_of' names, has no teachers in its pre-finetuning")
+    return teachers
+
+
+def _from_nearest(
+    study: Study, tuning: FineTuning, start: Nearest, tunings: list[FineTuning], teachers: list[tuple[Run, ...]]
+) -> FineTuning:
+    """The fine-tuning, from the teacher whose prompt is the most similar to that of the probe's fine-tuning."""
+    run = tuning.run
+    alike = (tuning.variant, run.judged.names, run.seed)
+    probes = [t.run for t in tunings if t.start == start.probe and (t.variant, t.run.judged.names, t.run.seed) == alike]
+    if len(probes) != 1:
+        raise MuppetError(
+            f"{study.path}: {run.label} is to have one run of {start.probe!r} as its probe, and there are "
+            f"{len(probes)}; give {start.probe!r} as many seeds, and no grid"
+        )
+    candidates = teachers[(run.seed - 1) % len(teachers)]
+    if not all(other.tunes == "prompts" for other in (run, *probes, *candidates)):
+        raise MuppetError(f"{study.path}: 'nearest' compares prompts; {run.label}, its probe or a teacher has none")
+    slug = f"{Path(run.slug).parent}/nearest"
+    return replace(tuning, run=replace(run, slug=slug, probe=probes[0], candidates=candidates))
 
 
 def _fine_tunings(
     study: Study, name: str, start: Start, before: list[Run], checkpoint: Path | None, seeds: int | None
 ) -> Iterator[FineTuning]:
-    own_heads = name != BASE and merged(study.pre_finetuning, start.pre_finetuning).get("own-heads", False)
+    earlier = None if start.pre_finetuning is None else merged(study.pre_finetuning, start.pre_finetuning)
+    own_heads = earlier is not None and earlier.get("own-heads", False)
+    part = "all" if earlier is None else earlier.get("tune", "all")
     datasets = list(dict.fromkeys(dataset for column in study.columns for dataset in column.datasets))
     if not datasets:
         return
     for variant, changes in (study.variants or {None: {}}).items():
-        layers = (study.fine_tuning, start.fine_tuning, changes)
+        # an encoder has no heads to begin with
+        bare = start.pre_finetuning is None and start.nearest is None
+        layers = (study.fine_tuning, {"reuse-heads": False} if bare else {}, start.fine_tuning, changes)
         together = any("train" in layer for layer in layers)
         for judged in [datasets] if together else [[dataset] for dataset in datasets]:
             own = layers if together else [_for_dataset(layer, judged[0]) for layer in layers]
@@ -165,12 +270,19 @@ def _fine_tunings(
             for point, seed in itertools.product(_points(common), range(1, common.get("seeds", 3) + 1)):
                 settings = merged(common, point)
                 run = _fine_tuning(study, name, variant, judged, settings, seed, own_heads)
+                if part not in ("all", run.tunes):
+                    raise MuppetError(
+                        f"{study.path}: the pre-finetuning of {name!r} has 'tune: {part}', its fine-tuning "
+                        f"'tune: {run.tunes}'; give both the same"
+                    )
                 if before:
                     after = before[(seed - 1) % len(before)]
                     run = replace(run, after=after, slug=f"{run.slug}/{after.key}")
+                elif checkpoint:
+                    file = {"model": checkpoint} if part == "all" else {"part": checkpoint}
+                    run = replace(run, **file, slug=f"{run.slug}/{checkpoint.stem}")
                 else:
-                    model = checkpoint or run.model
-                    run = replace(run, model=model, slug=f"{run.slug}/{model.stem if checkpoint else BASE}")
+                    run = replace(run, slug=f"{run.slug}/{BASE}")
                 yield FineTuning(run, name, variant, _hyper_parameters(settings))
 
 

@@ -10,11 +10,13 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import write_text
+from muppet_fairseq.prompts.count import PARAMETERS
 from muppet_fairseq.provenance import hardware, versions
 from muppet_fairseq.report.read import FORMAT
 from muppet_fairseq.study.expand import Run
@@ -56,14 +58,20 @@ def write_run(folder: Path, described: dict[str, Any]) -> None:
     write_text(folder / "run.json", json.dumps(described, indent=1) + "\n")
 
 
-def training_of(folder: Path) -> dict[str, float]:
-    """Updates and mean scaled loss at the end of ``train.log``. Raises MuppetError where it has no such line."""
+def training_of(folder: Path) -> dict[str, Any]:
+    """Updates and mean scaled loss at the end of ``train.log``, and how many parameters were trained and frozen.
+
+    Raises MuppetError where the log does not say how the training ended.
+    """
     log = folder / "train.log"
     stats = last_logged(log, "train")
     loss = float(stats["train_loss"])
     if not math.isfinite(loss):
         raise MuppetError(f"{log}: the loss is {loss} at the end; a lower learning rate may help")
-    return {"updates": int(stats["train_num_updates"]), "loss": loss}
+    training: dict[str, Any] = {"updates": int(stats["train_num_updates"]), "loss": loss}
+    with suppress(MuppetError):  # earlier versions did not log them
+        training["parameters"] = last_logged(log, PARAMETERS)
+    return training
 
 
 def results_of(folder: Path) -> dict[str, Any]:
@@ -77,7 +85,7 @@ def results_of(folder: Path) -> dict[str, Any]:
 
 
 def last_logged(log: Path, tag: str) -> dict[str, Any]:
-    """The last JSON line with ``tag`` (``train``, ``train_inner``) that fairseq wrote to ``log``.
+    """The last JSON line with ``tag`` (``train``, ``train_inner``, ``parameters``) in ``log``.
 
     Raises MuppetError when there is none.
     """

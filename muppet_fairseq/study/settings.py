@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from muppet_fairseq.report.read import FIGURES, Column
 from muppet_fairseq.suite import number_or_share
 from muppet_fairseq.yaml_file import compose, items, place
 
-#: the start that is not pre-finetuned, which all others are compared with
+#: the start that all others are compared with: the encoder, fine-tuned as it is
 BASE = "base"
 
 #: settings of a stage: keys of STAGE_KEYS, and options of fairseq-train without "--", their values as texts
@@ -34,16 +34,32 @@ Stage = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Start:
-    """What fine-tunings start from besides the base encoder: a pre-finetuning, and what they change to use it.
+class Nearest:
+    """Fine-tunings start from the most similar of several prompts (SPoT).
 
-    ``x`` is its place on a figure's axis; None: the number of datasets in its suite.
+    Attributes:
+        probe: the start whose fine-tuning on the same dataset it is to be similar to.
+        teachers_of: the start whose pre-finetuning has the prompts as teachers.
+    """
+
+    probe: str
+    teachers_of: str
+
+
+@dataclass(frozen=True)
+class Start:
+    """What fine-tunings start from, and what they change to use it.
+
+    Attributes:
+        x: its place on a figure's axis; None: the number of datasets in its suite.
+        pre_finetuning: None: there is none, and they start from the encoder.
     """
 
     label: str
     x: float | None
-    pre_finetuning: Stage
+    pre_finetuning: Stage | None
     fine_tuning: Stage
+    nearest: Nearest | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,7 @@ class Study:
     paper: str
     figure: str
     axis: str
+    base: Start
     starts: dict[str, Start]
     variants: dict[str, Stage]
     columns: tuple[Column, ...]
@@ -92,7 +109,7 @@ class Study:
 
 
 _TEXTS = ("title", "about", "paper", "figure", "axis")
-_PARTS = ("starts", "variants", "columns", "pre_finetuning", "fine_tuning")
+_PARTS = ("base", "starts", "variants", "columns", "pre_finetuning", "fine_tuning")
 _MODEL_KEYS = ("like", "name", "encoder", "data", "import", "prepare", "columns", "options")
 _MODEL_KEYS += ("pre_finetuning", "fine_tuning")
 
@@ -132,10 +149,11 @@ def read_study(
         raise MuppetError(f"{where}: unknown figure {wrong!r}{nearest(wrong, FIGURES)}; known are {', '.join(FIGURES)}")
     parts: dict[str, Any] = {}
     for key, node in (top | section).items():
-        if key == "starts":
-            parts[key] = {name: _start(name, value, path) for name, value in _mapping(node, path).items()}
-            if BASE in parts[key]:
-                raise MuppetError(f"{place(path, node)}: {BASE!r} is the encoder itself; give this start another name")
+        if key == "base":
+            _mapping(node, path, ("label", "fine_tuning"))
+            parts[key] = replace(_start(BASE, node, path), x=0, pre_finetuning=None)
+        elif key == "starts":
+            parts[key] = _starts(node, path)
         elif key == "variants":
             parts[key] = _fine_tunings_by_name(node, path)
         elif key == "columns":
@@ -144,7 +162,7 @@ def read_study(
         under = getattr(like or read, key)
         parts[key] = merged(under, *(read_stage(layer[key], path, key) for layer in (top, section) if key in layer))
     unless_given = {"title": path.stem, "about": "", "paper": "", "figure": FIGURES[0], "axis": "start"}
-    unless_given |= {"starts": {}, "variants": {}, "columns": read.columns}
+    unless_given |= {"base": Start(BASE, 0, None, {}), "starts": {}, "variants": {}, "columns": read.columns}
     return Study(
         **(vars(like) if like else unless_given) | texts | parts | {"path": path, "scale": scale, "model": read}
     )
@@ -177,7 +195,7 @@ def read_model(path: Path, *, for_files: tuple[Path, ...] = ()) -> Model:
 
 
 def merged(*stages: Stage) -> Stage:
-    """Lay settings over each other, later ones over earlier ones; those of single datasets dataset by dataset."""
+    """Lay settings over each other, later ones over earlier ones; those of single datasets and of teachers by name."""
     together: Stage = {}
     for stage in stages:
         if "epochs" in stage and "updates" not in stage:
@@ -185,7 +203,10 @@ def merged(*stages: Stage) -> Stage:
         datasets = dict(together.get("datasets", {}))
         for name, values in stage.get("datasets", {}).items():
             datasets[name] = merged(datasets.get(name, {}), values)
+        teachers = [layer["teachers"] for layer in (together, stage) if layer.get("teachers")]
         together |= stage | ({"datasets": datasets} if datasets else {})
+        if together.get("teachers"):
+            together["teachers"] = merged(*teachers)
     return together
 
 
@@ -213,16 +234,55 @@ def _like(node: yaml.Node, files: tuple[Path, ...]) -> Path:
     return file
 
 
+def _starts(node: yaml.Node, path: Path) -> dict[str, Start]:
+    nodes = _mapping(node, path)
+    starts = {name: _start(name, value, path) for name, value in nodes.items()}
+    if BASE in starts:
+        raise MuppetError(f"{place(path, node)}: {BASE!r} is the encoder itself; give this start another name")
+    for name, start in starts.items():
+        if start.nearest is None:
+            continue
+        others = [other for other in starts if starts[other].nearest is None]
+        for named in vars(start.nearest).values():
+            if named not in others:
+                raise MuppetError(
+                    f"{place(path, nodes[name])}: there is no start {named!r}{nearest(named, others)} for 'nearest'; "
+                    f"it takes those without 'nearest' ({', '.join(others) or 'none'})"
+                )
+    return starts
+
+
 def _start(name: str, node: yaml.Node, path: Path) -> Start:
-    values = _mapping(node, path, ("label", "x", "pre_finetuning", "fine_tuning"))
-    return Start(
+    values = _mapping(node, path, ("label", "x", "pre_finetuning", "fine_tuning", "nearest"))
+    start = Start(
         label=_text(values["label"], path) if "label" in values else name.replace("_", " "),
         x=_number(values["x"], path) if "x" in values else None,
-        **{
-            key: read_stage(values[key], path, key) if key in values else {}
-            for key in ("pre_finetuning", "fine_tuning")
-        },
+        pre_finetuning=_pre_finetuning(values["pre_finetuning"], path) if "pre_finetuning" in values else {},
+        fine_tuning=read_stage(values["fine_tuning"], path, "fine_tuning") if "fine_tuning" in values else {},
+        nearest=_nearest(values["nearest"], path) if "nearest" in values else None,
     )
+    if start.nearest and start.pre_finetuning is not None:
+        raise MuppetError(
+            f"{place(path, values['nearest'])}: 'nearest' says what to start from; give 'pre_finetuning: none', too"
+        )
+    return start
+
+
+def _nearest(node: yaml.Node, path: Path) -> Nearest:
+    keys = ("probe", "teachers_of")
+    values = _mapping(node, path, keys)
+    return Nearest(**{key: _text(_needed(values, key, node, path), path) for key in keys})
+
+
+def _stage_or_none(stage: str) -> Callable[[yaml.Node, Path], Stage | None]:
+    def read(node: yaml.Node, path: Path) -> Stage | None:
+        return None if isinstance(node, yaml.ScalarNode) and node.value == "none" else read_stage(node, path, stage)
+
+    return read
+
+
+_pre_finetuning = _stage_or_none("pre_finetuning")
+_teachers = _stage_or_none("teachers")
 
 
 def _columns(node: yaml.Node, path: Path) -> Iterator[Column]:
@@ -335,6 +395,7 @@ _SET_BY_STUDIES = {
     "max-epoch": "'epochs'",
     "warmup-updates": "'warmup', a share",
     "seed": "'seeds', how many",
+    "backbone": "'tune', and it is the encoder or the pre-finetuned model",
     "save-dir": "--runs to 'muppet study'",
 }
 
@@ -353,6 +414,7 @@ _PRE_FINETUNING = {
     "suite": _file,
     "own-heads": _flag,  # one for each dataset, also in the families that share one
     "workers": _workers,  # GPUs, or processes on CPUs; all: as many as there are
+    "teachers": _teachers,  # what their pre-finetuning, on one dataset of the suite each, changes; none: there are none
 }
 _FINE_TUNING = {
     "train": _words,  # one run on these datasets is judged on all columns; else one run on each column's dataset
@@ -367,6 +429,7 @@ _FINE_TUNING = {
 _KEYS = {
     "options": _EITHER,
     "pre_finetuning": _EITHER | _PRE_FINETUNING,
+    "teachers": ("sub-batches", "updates", "epochs", "warmup", "examples", "workers"),
     "fine_tuning": _EITHER | _FINE_TUNING,
 }
 #: what a stage knows besides fairseq-train's options, and what reads it
