@@ -24,7 +24,7 @@ from muppet_fairseq.families.base import FamilyDataset
 from muppet_fairseq.generation import Generator
 from muppet_fairseq.models import bart, roberta  # noqa: F401 - registers the models
 from muppet_fairseq.prompts.backbone import BACKBONE_KEY, read_backbone
-from muppet_fairseq.prompts.prompt import PREFIX, Prompt, prompt_of
+from muppet_fairseq.prompts.prompt import PREFIX, PROMPT_TYPES, Prompt, prompt_of
 from muppet_fairseq.spec import DatasetSpec
 from muppet_fairseq.suite import NAME
 from muppet_fairseq.tasks.muppet import MuppetTask, MuppetTaskConfig
@@ -155,13 +155,8 @@ def _check_sizes(options: Mapping[str, Any], task: MuppetTask, state: Mapping[st
             if said > there or (said < there and not (partial and name == "max_positions")):
                 raise ValueError(f"its options say {name} {said!r}, its tensors {there}")
     dim, length, kind = options["encoder_embed_dim"], options["prompt_length"], options["prompt_type"]
-    wanted: dict[str, tuple[int, ...]] = {}
-    for spec in task.specs if options["tune"] == "prompts" else ():
-        wanted |= {
-            "vanilla": {f"P_{spec.name}": (length, dim)},
-            "decomposed": {"P": (length, dim), f"u_{spec.name}": (length,), f"v_{spec.name}": (dim,)},
-            "shared": {"P": (length, dim)},
-        }[kind]
+    names = [spec.name for spec in task.specs]
+    wanted = PROMPT_TYPES[kind].shapes(names, length, dim) if options["tune"] == "prompts" else {}
     prompts = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
     if {name: tuple(value.shape) for name, value in prompts.items()} != wanted:
         raise ValueError(f"its options say {kind} prompts of {length} vectors, its tensors are others")

@@ -38,6 +38,13 @@ class Prompt(nn.Module, ABC):
     def __init__(self, names: Sequence[str], length: int, dim: int) -> None:
         super().__init__()
         self.names, self.length, self.dim = tuple(names), length, dim
+        for name, shape in self.shapes(names, length, dim).items():
+            self.register_parameter(name, nn.Parameter(torch.empty(*shape)))
+
+    @staticmethod
+    @abstractmethod
+    def shapes(names: Sequence[str], length: int, dim: int) -> dict[str, tuple[int, ...]]:
+        """The parameters that a prompt of these arguments has."""
 
     def matrix(self, name: str) -> Tensor:
         """The prompt of a dataset, ``[l, d]``. Raises MuppetError where there is none."""
@@ -89,17 +96,13 @@ class Prompt(nn.Module, ABC):
     def _words(self, embeddings: Tensor, first: int) -> Tensor:
         return embeddings[torch.randint(first, len(embeddings), (self.length,), device=embeddings.device)]
 
-    def _empty(self, *shape: int) -> nn.Parameter:
-        return nn.Parameter(torch.empty(*shape))
-
 
 class VanillaPrompt(Prompt):
     """Prompt tuning: one matrix for each dataset."""
 
-    def __init__(self, names: Sequence[str], length: int, dim: int) -> None:
-        super().__init__(names, length, dim)
-        for name in names:
-            self.register_parameter(f"P_{name}", self._empty(length, dim))
+    @staticmethod
+    def shapes(names: Sequence[str], length: int, dim: int) -> dict[str, tuple[int, ...]]:
+        return {f"P_{name}": (length, dim) for name in names}
 
     def _matrix(self, name: str) -> Tensor:
         return self.get_parameter(f"P_{name}")
@@ -129,12 +132,10 @@ class DecomposedPrompt(Prompt):
     Started from words it is the shared matrix for every dataset: ``u_k`` and ``v_k`` are ones.
     """
 
-    def __init__(self, names: Sequence[str], length: int, dim: int) -> None:
-        super().__init__(names, length, dim)
-        self.register_parameter(SHARED, self._empty(length, dim))
-        for name in names:
-            self.register_parameter(f"u_{name}", self._empty(length))
-            self.register_parameter(f"v_{name}", self._empty(dim))
+    @staticmethod
+    def shapes(names: Sequence[str], length: int, dim: int) -> dict[str, tuple[int, ...]]:
+        factors = ((f"{part}_{name}", size) for name in names for part, size in (("u", length), ("v", dim)))
+        return {SHARED: (length, dim)} | {name: (size,) for name, size in factors}
 
     @property
     def shared(self) -> Tensor:
@@ -184,9 +185,9 @@ class SharedPrompt(Prompt):
 
     has_own = False
 
-    def __init__(self, names: Sequence[str], length: int, dim: int) -> None:
-        super().__init__(names, length, dim)
-        self.register_parameter(SHARED, self._empty(length, dim))
+    @staticmethod
+    def shapes(names: Sequence[str], length: int, dim: int) -> dict[str, tuple[int, ...]]:
+        return {SHARED: (length, dim)}
 
     @property
     def shared(self) -> Tensor:
