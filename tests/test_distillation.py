@@ -634,8 +634,8 @@ def test_teachers_that_cannot_be_used_are_said(data, toys, tmp_path):
         ([changed("b.pt", other("dictionary_sha256"))], r".*b.pt: the checkpoint was trained with another dictionary"),
         (
             [changed("c.pt", relabelled)],
-            r".*c.pt was trained on another animals \(classification: 1, 0\) than the suite's \(classification: 0, 1\): tr"
-            "ain the teacher on the same data$",
+            r".*c.pt was trained on another animals \(classification: 1, 0\) than the suite's \(classification: 0, 1\): "
+            "train the teacher on the same data$",
         ),
         ([changed("d.pt", cut)], r".*d.pt holds no head of the model's shape for spans: train the teacher with"),
         ([unnamed], r".*unnamed.pt is of another version of muppet_fairseq"),
@@ -660,8 +660,8 @@ def test_a_run_says_what_is_wrong_in_one_sentence(data, runs, tmp_path):
     for arguments, said in (
         (
             runs.student(tmp_path / "run", suite="animals,pairs,choices"),
-            "muppet: the dataset choices has no teacher (there is one for animals, pairs, spans): name a checkpoint of a "
-            "run on it with --tune prompts in --teachers",
+            "muppet: the dataset choices has no teacher (there is one for animals, pairs, spans): name a checkpoint of "
+            "a run on it with --tune prompts in --teachers",
         ),
         (
             [*options(data, tmp_path / "run"), "--criterion", "muppet_distill"],
