@@ -372,7 +372,7 @@ def test_validation_is_without_teachers(toys, arch):
 @each_arch
 def test_nothing_waits_and_only_what_is_read_is_computed(toys, arch):
     toy = toys[arch]
-    student = toy.build()
+    student = toy.build(checkpoint_activations=True)
     criterion = distill(toy.task, [toy.file])
     for sample in toy.samples.values():
         with Waits() as waits:
@@ -473,8 +473,8 @@ def tie(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("suite", ["animals", "animals,pairs,spans"])
 def test_a_run_with_ones_for_factors_is_one_of_vanilla_prompt_tuning(data, runs, tmp_path, suite):
-    """With dropout, Adam and clipping, for an epoch; of several datasets, vanilla prompts are one matrix for all."""
-    more = ("--max-epoch", "1", "--disable-validation", "--lr", "0.01")
+    """With dropout, Adam and clipping; of several datasets, vanilla prompts are one matrix for all."""
+    more = ("--max-update", "12", "--disable-validation", "--lr", "0.01")
     own = runs.student(tmp_path / "ours", "--distillation-weight", "0", *more, suite=suite)
     finished(own, tmp_path / "a", inject=tuned_otherwise(hold_factors))
     vanilla = runs.prompts(tmp_path / "theirs", suite, *more, length="5")
@@ -558,7 +558,7 @@ def test_one_worker_and_two_learn_the_same_of_teachers(data, runs, tmp_path):
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(runs, tmp_path):
     def run(name: str, until: str) -> None:
-        words = ("--disable-validation", "--ddp-backend", "pytorch_ddp", "--max-update", until)
+        words = ("--disable-validation", "--bf16", "--ddp-backend", "pytorch_ddp", "--max-update", until)
         trained(runs.student(tmp_path / name, *words), workers=2)
 
     run("whole", "7")
@@ -634,8 +634,8 @@ def test_teachers_that_cannot_be_used_are_said(data, toys, tmp_path):
         ([changed("b.pt", other("dictionary_sha256"))], r".*b.pt: the checkpoint was trained with another dictionary"),
         (
             [changed("c.pt", relabelled)],
-            r".*c.pt was trained on another animals \(classification: 1, 0\) than the suite's \(classification: 0, 1\): tr"
-            "ain the teacher on the same data$",
+            r".*c.pt was trained on another animals \(classification: 1, 0\) than the suite's \(classification: 0, 1"
+            r"\): train the teacher on the same data$",
         ),
         ([changed("d.pt", cut)], r".*d.pt holds no head of the model's shape for spans: train the teacher with"),
         ([unnamed], r".*unnamed.pt is of another version of muppet_fairseq"),
@@ -660,8 +660,8 @@ def test_a_run_says_what_is_wrong_in_one_sentence(data, runs, tmp_path):
     for arguments, said in (
         (
             runs.student(tmp_path / "run", suite="animals,pairs,choices"),
-            "muppet: the dataset choices has no teacher (there is one for animals, pairs, spans): name a checkpoint of a "
-            "run on it with --tune prompts in --teachers",
+            "muppet: the dataset choices has no teacher (there is one for animals, pairs, spans): name a checkpoint of "
+            "a run on it with --tune prompts in --teachers",
         ),
         (
             [*options(data, tmp_path / "run"), "--criterion", "muppet_distill"],

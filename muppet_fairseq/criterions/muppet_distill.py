@@ -33,8 +33,8 @@ class MuppetDistillCriterionConfig(MuppetCriterionConfig):
     teachers: str = field(
         default="",
         metadata={
-            "help": "checkpoints of runs with --tune prompts on the same backbone, with commas between: a teacher for each "
-            "dataset of the suite"
+            "help": "checkpoints of runs with --tune prompts on the same backbone, with commas between: a teacher for "
+            "each dataset of the suite"
         },
     )
     distillation_weight: float = field(
@@ -92,8 +92,8 @@ class MuppetDistillCriterion(MuppetCriterion):
         drops = any(getattr(task.model.args, f"{side}_layerdrop", 0) for side in ("encoder", "decoder"))
         if self.of_hidden and self.weight and drops:
             raise MuppetError(
-                "--encoder-layerdrop and --decoder-layerdrop leave out layers whose states are to be compared: set them to "
-                "0, or --distill logits"
+                "--encoder-layerdrop and --decoder-layerdrop leave out layers whose states are to be compared: set "
+                "them to 0, or --distill logits"
             )
 
     def predict(self, family: Family, model: nn.Module, sample: Sample) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

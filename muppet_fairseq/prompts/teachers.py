@@ -68,8 +68,8 @@ def load_teachers(
     for name in names:
         if name not in teachers:
             raise MuppetError(
-                f"the dataset {name} has no teacher (there is one for {', '.join(known) or 'none'}): name a checkpoint of "
-                "a run on it with --tune prompts in --teachers"
+                f"the dataset {name} has no teacher (there is one for {', '.join(known) or 'none'}): name a checkpoint "
+                "of a run on it with --tune prompts in --teachers"
             )
     return [teachers[name][1] for name in names]
 
@@ -83,8 +83,9 @@ def _head(
     """
     if (theirs.family, theirs.labels) != (spec.family, spec.labels):
         raise MuppetError(
-            f"{path} was trained on another {spec.name} ({theirs.family}: {', '.join(theirs.labels) or 'no classes'}) than "
-            f"the suite's ({spec.family}: {', '.join(spec.labels) or 'no classes'}): train the teacher on the same data"
+            f"{path} was trained on another {spec.name} ({theirs.family}: {', '.join(theirs.labels) or 'no classes'}) "
+            f"than the suite's ({spec.family}: {', '.join(spec.labels) or 'no classes'}): train the teacher on the "
+            "same data"
         )
     if own is None:
         return None
