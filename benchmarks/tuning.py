@@ -71,8 +71,8 @@ def measured(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], li
     """The figures of rows of one length, and what they are to reach. Raises MuppetError."""
     memory.write_data(args, folder)
     words = ways(args, folder)
+    used = peaks(args, folder, words)  # first: models of this process take memory, too
     seconds, trained = timed(args, words)
-    used = peaks(args, folder, words)
     figures, targets = {}, []
     for way, (_, vectors) in WAYS.items():
         figures[way] = {"trained": trained[way], "seconds": spread(seconds[way]), "peak": spread(used[way])}
