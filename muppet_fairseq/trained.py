@@ -24,6 +24,7 @@ from muppet_fairseq.families.base import FamilyDataset
 from muppet_fairseq.generation import Generator
 from muppet_fairseq.models import bart, roberta  # noqa: F401 - registers the models
 from muppet_fairseq.prompts.backbone import BACKBONE_KEY, read_backbone
+from muppet_fairseq.prompts.prompt import Prompt, prompt_of
 from muppet_fairseq.spec import DatasetSpec
 from muppet_fairseq.suite import NAME
 from muppet_fairseq.tasks.muppet import MuppetTask, MuppetTaskConfig
@@ -55,6 +56,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in model.items()):
         raise other_version(path)
     return {"cfg": cfg, "model": model, "task_state": known}
+
+
+def read_prompts(path: Path) -> tuple[dict[str, Any], Prompt]:
+    """Read a checkpoint of a run with ``--tune prompts``: as :func:`read_checkpoint`, and its prompts.
+
+    Raises:
+        MuppetError: the file is missing or damaged, or holds no prompts.
+    """
+    state, start = read_checkpoint(path), "prompts."
+    prompts = {key.removeprefix(start): value for key, value in state["model"].items() if key.startswith(start)}
+    if not prompts:
+        raise MuppetError(f"{path} holds no prompts; name a checkpoint of a run with --tune prompts")
+    return state, prompt_of(prompts)
 
 
 def other_version(path: Path) -> MuppetError:

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from muppet_fairseq import checkpoint_file
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import unwritable
 from muppet_fairseq.models.checkpoint import packed
-from muppet_fairseq.prompts.prompt import Prompt, prompt_of
 from muppet_fairseq.release import own_storage, portable_task_options
 from muppet_fairseq.spec import DatasetSpec
-from muppet_fairseq.trained import model_options, other_version, read_checkpoint
-
-#: what the names of a prompt's tensors begin with in a checkpoint
-_PROMPTS = "prompts."
+from muppet_fairseq.trained import model_options, other_version, read_prompts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,15 +25,6 @@ def run(args: argparse.Namespace) -> None:
     print(f"folded the prompts of {', '.join(datasets)} into {args.out}: {args.out.stat().st_size:,} bytes")
 
 
-def read_prompts(checkpoint: Path) -> tuple[dict[str, Any], Prompt]:
-    """Read a checkpoint, see :func:`read_checkpoint`, and its prompts. Raises MuppetError where it holds none."""
-    state = read_checkpoint(checkpoint)
-    tensors = {key.removeprefix(_PROMPTS): v for key, v in state["model"].items() if key.startswith(_PROMPTS)}
-    if not tensors:
-        raise MuppetError(f"{checkpoint} holds no prompts; name a checkpoint of a run with --tune prompts")
-    return state, prompt_of(tensors)
-
-
 def fold(checkpoint: Path, out: Path) -> list[str]:
     """Write the checkpoint ``out`` of vanilla prompts, with the heads of ``checkpoint`` and without a run's own state.
 
@@ -50,16 +36,16 @@ def fold(checkpoint: Path, out: Path) -> list[str]:
     """
     if out.exists():
         raise MuppetError(f"{out} is there already; name a new file")
-    state, prompt = read_prompts(checkpoint)
-    folded = prompt.fold()
-    rest = {key: value for key, value in state["model"].items() if not key.startswith(_PROMPTS)}
+    (state, prompts), start = read_prompts(checkpoint), "prompts."
+    folded = prompts.fold()
+    rest = {key: value for key, value in state["model"].items() if not key.startswith(start)}
     try:
         specs = [DatasetSpec.from_dict(values) for values in state["task_state"]["specs"]]
         task = portable_task_options(state["cfg"]["task"], specs)
         model = model_options(state["cfg"]["model"]) | {"prompt_type": "vanilla"}
     except (AttributeError, KeyError, TypeError):
         raise other_version(checkpoint) from None
-    tensors = own_storage(rest | {f"{_PROMPTS}P_{name}": matrix for name, matrix in folded.items()})
+    tensors = own_storage(rest | {f"{start}P_{name}": matrix for name, matrix in folded.items()})
     content = packed(task, model, tensors, state["task_state"])
     temporary = out.with_name(f".{out.name}.tmp")
     try:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.prompts.backbone import BACKBONE_KEY
-from muppet_fairseq.prompts.fold import read_prompts
+from muppet_fairseq.trained import read_prompts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
