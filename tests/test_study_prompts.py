@@ -299,23 +299,20 @@ def test_a_dry_run_prints_all_commands_of_a_run(plan, tmp_path):
 
 # -- real runs ------------------------------------------------------------------------------------------------
 
-#: without a run that distils: what it would start from and what starts from its teachers is enough
 REAL: dict[str, Any] = {
     "prompt": STARTS["prompt"],
     "nearest": STARTS["spot"],
     "bitfit": STARTS["bitfit"],
-    "plain": {
-        "pre_finetuning": SOURCE | {"teachers": "none"},
+    "source": {
+        "pre_finetuning": SOURCE | {"criterion": "muppet_distill", "teachers": TEACHERS | {"criterion": "muppet"}},
         "fine_tuning": PROMPT | {"prompt-type": "decomposed"},
     },
-    "source": {"pre_finetuning": SOURCE, "fine_tuning": PROMPT},
 }
 CHANGES = {
     "starts": REAL,
     "columns": {"all": ["animals"]},
     "pre_finetuning": {"suite": "two.yaml", "updates": 4, "save-interval-updates": 1000},
 }
-NOT_SOURCE = ("--only", "*from [!s]*")
 
 
 @pytest.fixture(scope="module")
@@ -332,7 +329,7 @@ def write_tuned(folder: Path, data: Path, encoder: Path, **changes: Any) -> Path
 @pytest.fixture(scope="module")
 def undisturbed(data: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    status, said = run(write_tuned(folder, data, encoder), folder / "runs", *NOT_SOURCE)
+    status, said = run(write_tuned(folder, data, encoder), folder / "runs")
     assert status == 0, said
     return folder / "runs"
 
@@ -345,9 +342,13 @@ def folder_of(runs: Path, name: str) -> Path:
 def test_what_a_study_leaves(undisturbed):
     folders = {run["name"]: undisturbed / folder for folder, run in described(undisturbed).items()}
     assert {*folders} == {
-        *("teacher pairs", "teacher choices", "pre-finetuning plain"),
-        *(f"animals from {name}, seed 1" for name in ("base", "prompt", "nearest", "bitfit", "plain")),
+        *("teacher pairs", "teacher choices", "pre-finetuning source"),
+        *(f"animals from {name}, seed 1" for name in ("base", "prompt", "nearest", "bitfit", "source")),
     }
+    distilled = json.loads((folders["pre-finetuning source"] / "run.json").read_text())["commands"]
+    taught = ",".join(str(folders[f"teacher {name}"] / "checkpoint_last.pt") for name in ("pairs", "choices"))
+    assert f" --teachers {taught} " in distilled[0]
+    assert "distill_hidden" in (folders["pre-finetuning source"] / "train.log").read_text()
     # what is small is kept
     without = [name for name, folder in folders.items() if not (folder / "checkpoint_last.pt").exists()]
     assert without == ["animals from base, seed 1"]
@@ -368,14 +369,14 @@ def test_a_study_reports_how_many_parameters_were_trained(undisturbed):
     size = trained["animals from base, seed 1"]["others"]
     biases = trained["animals from bitfit, seed 1"]["others"]
     assert trained["animals from prompt, seed 1"] == {"prompts": 4 * 64, "heads": heads, "others": 0, "frozen": size}
-    assert trained["animals from plain, seed 1"]["prompts"] == 4 * 64 + 4 + 64
-    assert trained["pre-finetuning plain"]["prompts"] == 4 * 64 + 2 * (4 + 64)
+    assert trained["animals from source, seed 1"]["prompts"] == 4 * 64 + 4 + 64
+    assert trained["pre-finetuning source"]["prompts"] == 4 * 64 + 2 * (4 + 64)
     assert trained["animals from bitfit, seed 1"] == {
         **{"prompts": 0, "heads": heads, "others": biases, "frozen": size - biases}
     }
     page = (undisturbed / "report.md").read_text()
     assert "| start | trained | all<br>animals |" in page
-    for start, number in (("base", size), ("prompt", 256), ("bitfit", biases), ("plain", 324)):
+    for start, number in (("base", size), ("prompt", 256), ("bitfit", biases), ("source", 324)):
         assert f"| {start} | {number:,} + {heads:,} of heads | " in page
     (model,) = json.loads((undisturbed / "report.json").read_text())["studies"]["toy"]["models"]
     assert {tuning["parameters"]["prompts"] for tuning in model["fine_tunings"] if tuning["parameters"]} == {
@@ -404,7 +405,7 @@ def test_a_run_of_three_commands_goes_on_with_the_one_that_was_cut_off(
         (folder / name).unlink()
     (folder / "nearest.txt").write_text("earlier")
     log = (folder / "train.log").read_text()
-    status, said = run(write_tuned(tmp_path, data, encoder), runs, *NOT_SOURCE)
+    status, said = run(write_tuned(tmp_path, data, encoder), runs)
     assert status == 0, said
     assert ((folder / "nearest.txt").read_text() != "earlier", (folder / "train.log").read_text() != log) == again
     assert outcome(runs) == outcome(undisturbed)
