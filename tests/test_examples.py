@@ -30,6 +30,7 @@ from torch.distributed.run import get_args_parser
 from muppet_fairseq import cli, evaluate
 from muppet_fairseq import study as command
 from muppet_fairseq.families import FAMILIES
+from muppet_fairseq.prompts import nearest
 from muppet_fairseq.study.commands import Command
 from muppet_fairseq.study.expand import Plan, Run, expand
 from muppet_fairseq.study.processes import start
@@ -50,6 +51,7 @@ FINE_TUNING = [f"finetuning/{name}" for name in (*(name for names in TABLES.valu
 PRE_FINETUNING = [f"pre_finetuning/{name}" for name in ("roberta_base", "roberta_large", "bart_base", "bart_large")]
 SCRIPTS = [*PRE_FINETUNING, *FINE_TUNING]
 STUDY_FILES = [EXAMPLES / "quickstart" / "quickstart.yaml", EXAMPLES / "pre_finetuning" / "pre_finetuning.yaml"]
+STUDY_FILES += sorted((EXAMPLES / "mpt").glob("[!s]*.yaml"))  # the others are suites
 STUDY_FILES += sorted((EXAMPLES / "finetuning").glob("*.yaml")) + sorted((EXAMPLES / "studies").glob("*.yaml"))
 #: how a script names what its dataset is judged by
 METRICS = {
@@ -246,8 +248,8 @@ def check_training(words: list[str]) -> None:
         if word.startswith("--"):
             option = word
         values[option].append(word)
-    for option in ("--suite", "--save-dir", "--finetune-from-model"):
-        del values[option]
+    for option in ("--suite", "--save-dir", "--finetune-from-model", "--backbone", "--teachers"):
+        values.pop(option, None)
     kinds = (*values["--arch"], *values["--criterion"])
     new = {(*kinds, *value) for value in values.values()} - _TAKEN
     if new:
@@ -263,6 +265,12 @@ def check_evaluation(words: list[str]) -> None:
     assert args.example_scores
 
 
+def check_nearest(words: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    nearest.add_arguments(parser)
+    assert len(parser.parse_args(words[2 : words.index(">")]).candidates) > 1
+
+
 def check_lines(lines: list[str]) -> None:
     """Check a dry run: its encoder is missing, its datasets are known, its command lines parse."""
     assert re.match(r"# there is no |muppet import-hf ", lines[0])
@@ -274,12 +282,11 @@ def check_lines(lines: list[str]) -> None:
     alike = {re.sub(r"\S*/\S*|--seed \d+", "", line): line for line in commands}
     kinds = defaultdict(int)
     for words in map(shlex.split, alike.values()):
-        kind = "train" if "fairseq-train" in words else "evaluate"
-        assert kind == "train" or words[:2] == ["muppet", "evaluate"], words
+        kind = "train" if "fairseq-train" in words else words[1]
         kinds[kind] += 1
-        check_training(words) if kind == "train" else check_evaluation(words)
+        {"train": check_training, "evaluate": check_evaluation, "nearest": check_nearest}[kind](words)
     before, tunings = map(int, re.search(r"# (\d+) pre-finetunings, (\d+) fine-tunings", "\n".join(lines)).groups())
-    assert len(commands) == before + 2 * tunings
+    assert len(commands) == before + 2 * tunings + sum(line.startswith("muppet nearest ") for line in commands)
     assert kinds["train"] > 0
     assert (kinds["evaluate"] > 0) == (tunings > 0)
 

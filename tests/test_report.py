@@ -24,7 +24,7 @@ from muppet_fairseq.report.describe import describe
 from muppet_fairseq.report.page import html_page, page
 from muppet_fairseq.report.read import read_studies
 from muppet_fairseq.report.section import Section, sections
-from muppet_fairseq.report.tables import comparison_table, scores_tables
+from muppet_fairseq.report.tables import comparison_table, pre_finetuning_table, scores_tables
 from tests.study_runs import accuracy, column, fixed, start, write_run, write_study
 
 GAIN = {"base": 0.0, "batch_homogeneous": 0.02, "batch_heterogeneous": 0.15}
@@ -561,9 +561,8 @@ def texts_of(section: Section) -> list[str]:
     """All that the figure's panels say."""
     from muppet_fairseq.report import figures
 
-    figure = {"bars": figures._bars, "lines": figures._lines, "heat_map": figures._heat_maps}[section.study.figure](
-        section
-    )
+    kinds = {"bars": figures._bars, "lines": figures._lines, "curves": figures._curves, "heat_map": figures._heat_maps}
+    figure = kinds[section.study.figure](section)
     return [text.get_text() for axes in figure.axes for text in (*axes.texts, axes.title)]
 
 
@@ -575,6 +574,86 @@ def test_figures_say_what_is_missing_and_print_cells(reported):
     cells = [cell for (_, _, label), cell in low.models[0].cells.items() if label != "mean" and cell.seeds]
     assert len(cells) == 2 * 3 * 4 - 1
     assert sorted(texts_of(low)) == sorted([f"{cell.mean:.1f}" for cell in cells] + ["PIQA", "BoolQ"])
+
+
+def test_curves_are_a_line_for_each_start_over_the_variants(tmp_path):
+    from muppet_fairseq.report import figures
+
+    variants = ("4", "16", "32")
+    study = write_study(tmp_path, skill, figure="curves", variants=variants)
+    for tuning in tunings(study, "batch_heterogeneous", "piqa"):
+        if tuning["variant"] == "16":
+            fail(tmp_path, tuning)
+    section = section_of(tmp_path)
+    figure = figures._curves(section)
+    assert [axes.get_title() for axes in figure.axes] == ["PIQA", "BoolQ", "mean"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["base", "batch homogeneous", "batch heterogeneous"]
+    first, *_ = figure.axes
+    assert [label.get_text() for label in first.get_xticklabels()] == list(variants)
+    for container, begin in zip(first.containers, section.study.starts, strict=True):
+        cells = [section.models[0].cells[begin.name, variant, "PIQA"] for variant in variants]
+        drawn = [(place, cell.mean) for place, cell in enumerate(cells) if cell.seeds]
+        assert len(drawn) == (2 if begin.name == "batch_heterogeneous" else 3)
+        np.testing.assert_allclose(container.lines[0].get_xydata(), drawn)
+    assert len({(c.lines[0].get_marker(), c.lines[0].get_linestyle()) for c in first.containers}) == 3
+    assert [row[:2] for row in rows_of(scores_tables(section)[0])[1:4]] == [["base", "4"], ["", "16"], ["", "32"]]
+
+
+COUNTS = {"base": (0, 1000, 0), "batch_homogeneous": (48, 0, 1000), "batch_heterogeneous": (48, 12, 988)}
+
+
+def write_counts(runs: Path, study: dict[str, Any], counts: dict[str, tuple[int, int, int]]) -> None:
+    """Add to runs what they have trained: prompts, others and frozen; heads of 10 for PIQA and 2 for BoolQ."""
+    for tuning in study["fine_tunings"]:
+        prompts, others, frozen = counts[tuning["start"]]
+        heads = 10 if tuning["datasets"] == ["piqa"] else 2
+        parameters = {"prompts": prompts, "heads": heads, "others": others, "frozen": frozen}
+        training = {"updates": 60, "loss": 0.83, "parameters": parameters}
+        write_run(runs, tuning["run"], training=training, results=run_json(runs, tuning)["results"])
+
+
+@pytest.mark.parametrize("variants", [(None,), ("4", "16")])
+def test_a_column_says_how_many_parameters_were_trained(tmp_path, variants):
+    study = write_study(tmp_path, skill, variants=variants)
+    write_counts(tmp_path, study, COUNTS)
+    section = section_of(tmp_path)
+    text = scores_tables(section)[0]
+    assert "trained" in text.splitlines()[0]
+    said = [row[-4] for row in rows_of(text)[1:] if "*difference*" not in row]
+    expected = [f"{number:,} + 2 to 10 of heads" for number in (1000, 48, 60) for _ in variants]
+    assert said == expected
+    assert describe([section])["studies"]["batching"]["models"][0]["fine_tunings"][0]["parameters"] == {
+        **{"prompts": 0, "heads": 10, "others": 1000, "frozen": 0}
+    }
+
+
+def test_no_column_says_what_is_the_same_for_all_or_not_known(tmp_path):
+    study = write_study(tmp_path, skill)
+    assert "trained" not in scores_tables(section_of(tmp_path))[0]
+    write_counts(tmp_path, study, dict.fromkeys(COUNTS, (0, 1000, 0)))
+    assert "trained" not in scores_tables(section_of(tmp_path))[0]
+    write_counts(tmp_path, study, COUNTS)
+    for tuning in [t for t in study["fine_tunings"] if t["start"] == "batch_homogeneous"]:
+        write_run(tmp_path, tuning["run"], results=run_json(tmp_path, tuning)["results"])  # of an earlier version
+    rows = {row[0]: row[1] for row in rows_of(scores_tables(section_of(tmp_path))[0])}
+    assert (rows["batch homogeneous"], rows["batch heterogeneous"]) == ("-", "60 + 2 to 10 of heads")
+
+
+def test_teachers_are_runs_of_the_study(tmp_path):
+    paths = [f"pre_finetuning/teacher-{number}" for number in range(2)]
+    for number, path in enumerate(paths):
+        training = {"updates": 30, "loss": 0.5 + number}
+        write_run(tmp_path, path, training=training, seconds=7.0)
+    taught = [start(name) | {"teachers": paths} for name in ("batch_homogeneous", "batch_heterogeneous")]
+    write_study(tmp_path, skill, starts=[start("base"), *taught])
+    section = section_of(tmp_path)
+    rows = rows_of(pre_finetuning_table(section))
+    assert rows[1] == ["2 teachers of batch homogeneous, batch heterogeneous", "finished", "60", "1.000", "14"]
+    assert len(rows) == 4
+    assert "22 runs: 22 finished." in page([section])
+    (model,) = describe([section])["studies"]["batching"]["models"]
+    assert [run["path"] for run in model["pre_finetuning"][0]["teachers"]] == paths
 
 
 def test_the_numbers_as_json(reported):

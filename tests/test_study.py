@@ -550,7 +550,11 @@ def arguments(*words: str) -> Any:
 @pytest.fixture(scope="module")
 def encoder(data, tmp_path_factory) -> Path:
     """A folder with ``model.pt``."""
-    folder = tmp_path_factory.mktemp("encoder")
+    return write_encoder(data, tmp_path_factory.mktemp("encoder"))
+
+
+def write_encoder(data: Path, folder: Path) -> Path:
+    """Train the toy encoder, for one update."""
     trained(options(data, folder, "--max-update", "1", "--disable-validation"))
     (folder / "checkpoint_last.pt").rename(folder / "model.pt")
     # which the driver imports before its first run: here, once for all drivers that these tests fork

@@ -16,7 +16,7 @@ from muppet_fairseq.models.checkpoint import DICTIONARY_KEY, adapt_state_dict
 from muppet_fairseq.models.heads import normalize_spectrally
 from muppet_fairseq.models.layers import DecoderLayer, Encoder, EncoderLayer
 from muppet_fairseq.prompts.backbone import BACKBONE_KEY, backbone_sha256, check_backbone, read_backbone
-from muppet_fairseq.prompts.count import count_parameters, log_parameters
+from muppet_fairseq.prompts.count import count_parameters
 from muppet_fairseq.prompts.prompt import PREFIX, PROMPT_TYPES, Prompt, prompt_of
 from muppet_fairseq.prompts.tuning import add_tuning_args, check_tuning, is_tuned, tuning_arguments, tuning_of
 
@@ -108,11 +108,8 @@ class WithHeads:
         Raises MuppetError for a backbone that cannot be used, and for options that do not go together.
         """
         check_tuning(args)
-        if args.tune != "all":
-            self._tune_part(args, task)
-        log_parameters(self)
-
-    def _tune_part(self, args: Namespace, task: Any) -> None:
+        if args.tune == "all":
+            return
         if args.tune != "bitfit" and any(getattr(module, "is_unusual", False) for module in self.modules()):
             raise MuppetError(f"--tune {args.tune} does not go with --quant-noise-pq or xFormers: leave these out")
         self._load_backbone(Path(args.backbone))

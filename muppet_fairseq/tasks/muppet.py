@@ -32,6 +32,7 @@ from muppet_fairseq.families import FAMILIES
 from muppet_fairseq.families.base import Layout
 from muppet_fairseq.generation import GenerationOptions, Generator
 from muppet_fairseq.models.layers import compile_layers
+from muppet_fairseq.prompts.count import log_parameters
 from muppet_fairseq.spec import DatasetSpec
 from muppet_fairseq.suite import Suite
 from muppet_fairseq.tasks.loss_weights import RunningLosses, size_weights
@@ -225,6 +226,7 @@ class MuppetTask(FairseqTask):
             self._freeze(model)
         if self.cfg.compile:
             compile_layers(model)
+        log_parameters(model)
         return model
 
     def _freeze(self, model: nn.Module) -> None:
