@@ -912,6 +912,15 @@ def test_the_last_line_with_a_tag_is_read_from_a_log_that_was_cut_off(tmp_path):
         run_folder.last_logged(log, "train")
 
 
+def test_parameters_are_those_of_the_last_attempt_if_its_log_has_them(tmp_path):
+    end = 'x | INFO | train | {"train_loss": "0.5", "train_num_updates": "3"}\n'
+    (tmp_path / "train.log").write_text(end)
+    assert run_folder.training_of(tmp_path) == {"updates": 3, "loss": 0.5}
+    lines = [f'x | INFO | muppet_fairseq.prompts.count | parameters | {{"prompts": {number}}}\n' for number in (1, 2)]
+    (tmp_path / "train.log").write_text("".join(lines) + end)
+    assert run_folder.training_of(tmp_path)["parameters"] == {"prompts": 2}
+
+
 def test_a_loss_that_is_no_number_is_no_outcome(tmp_path):
     (tmp_path / "train.log").write_text('x | INFO | train | {"train_loss": "nan", "train_num_updates": "3"}\n')
     with pytest.raises(MuppetError, match=r"train\.log: the loss is nan at the end"):

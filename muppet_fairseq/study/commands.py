@@ -1,5 +1,4 @@
-"""The command lines of a run: ``fairseq-train``, before it ``muppet nearest`` where it starts from the most similar
-prompt, and after it ``muppet evaluate`` for a fine-tuning."""
+"""The command lines of a run: ``fairseq-train``, and what comes before and after it."""
 
 from __future__ import annotations
 
@@ -82,7 +81,7 @@ class Machine:
 
 
 def commands(run: Run, runs: Path, machine: Machine, updates: int | str) -> list[Command]:
-    """All commands of a run in ``runs``, one after another."""
+    """All commands of a run in ``runs``, one after another: the last one of a fine-tuning evaluates it."""
     found = [nearest_command(run, runs)] if run.probe else []
     found.append(train_command(run, runs, machine, updates))
     return [*found, evaluate_command(run, runs, machine)] if run.judged.entries else found
