@@ -104,21 +104,27 @@ def test_folded_and_read_back_it_is_the_same(kind):
 def test_it_begins_with_words(kind):
     embeddings = torch.randn(30, 6)
     prompt = PROMPT_TYPES[kind](NAMES, 50, 6)
-    torch.manual_seed(1)
-    prompt.start_from_words(embeddings, first=4)
+    prompt.start_from_words(embeddings, first=4, seed=1)
     for name in NAMES:
         words = (prompt.matrix(name)[:, None] == embeddings).all(dim=2)
         assert words.sum(dim=1).eq(1).all()
         used = words.any(dim=0)
         assert not used[:4].any()
         assert used.sum() > 10
-    # else it is the one matrix for all
-    assert prompt.matrix("a").equal(prompt.matrix("b")) == (kind != "vanilla")
-    # whose words a vanilla prompt of one dataset begins with, too
-    single = VanillaPrompt(["a"], 50, 6)
-    torch.manual_seed(1)
-    single.start_from_words(embeddings, first=4)
-    assert single.matrix("a").equal(prompt.matrix("a"))
+    assert prompt.matrix("a").equal(prompt.matrix("b"))
+
+
+@pytest.mark.parametrize("kind", PROMPT_TYPES)
+def test_all_of_a_seed_begin_with_the_same_words(kind):
+    embeddings = torch.randn(30, 6)
+    matrices = []
+    for names, of, seed in ((NAMES, kind, 1), (["other"], "vanilla", 1), (NAMES, kind, 2)):
+        prompt = PROMPT_TYPES[of](names, 50, 6)
+        torch.rand(3)  # whatever was drawn before
+        prompt.start_from_words(embeddings, first=4, seed=seed)
+        matrices.append(prompt.matrix(names[0]))
+    assert matrices[0].equal(matrices[1])
+    assert not matrices[0].equal(matrices[2])
 
 
 def test_a_target_begins_with_the_shared_matrix_and_the_mean_factors():

@@ -117,7 +117,7 @@ class WithHeads:
             names = [spec.name for spec in task.specs]
             embeddings = self.text_encoder.embed_tokens.weight
             self.prompts = PROMPT_TYPES[args.prompt_type](names, args.prompt_length, embeddings.shape[1])
-            self.prompts.start_from_words(embeddings, task.dictionary.nspecial)
+            self.prompts.start_from_words(embeddings, task.dictionary.nspecial, task.cfg.seed)
             self.leaves_unused = self.leaves_unused or (len(names) > 1 and self.prompts.has_own)
         if args.tune == "adapters":
             for layer in list(self.modules()):

@@ -67,14 +67,24 @@ class Prompt(nn.Module, ABC):
     def new_matrix(self) -> Tensor:
         """What a dataset without a prompt here begins with, ``[l, d]``. Raises MuppetError where that is not clear."""
 
-    @abstractmethod
-    def start_from_words(self, embeddings: Tensor, first: int) -> None:
+    @torch.no_grad()
+    def start_from_words(self, embeddings: Tensor, first: int, seed: int) -> None:
         """Begin with the embeddings of random words, drawn with replacement (Lester et al. 2021).
+
+        They are the same for all datasets, here and in other runs of the seed: prompts that are compared later (SPoT)
+        differ by what they have learnt.
 
         Args:
             embeddings: the backbone's, ``[V, d]``.
             first: the number of the first word; special symbols are before it.
+            seed: of the draw.
         """
+        words = torch.randint(first, len(embeddings), (self.length,), generator=torch.Generator().manual_seed(seed))
+        self._start_alike(embeddings[words.to(embeddings.device)])
+
+    @abstractmethod
+    def _start_alike(self, matrix: Tensor) -> None:
+        """Begin with ``matrix`` as the prompt of every dataset."""
 
     @torch.no_grad()
     def start_from(self, source: Prompt) -> None:
@@ -92,9 +102,6 @@ class Prompt(nn.Module, ABC):
     @abstractmethod
     def _start_from(self, source: Prompt) -> None:
         """:meth:`start_from`, for prompts of the same size."""
-
-    def _words(self, embeddings: Tensor, first: int) -> Tensor:
-        return embeddings[torch.randint(first, len(embeddings), (self.length,), device=embeddings.device)]
 
 
 class VanillaPrompt(Prompt):
@@ -115,10 +122,9 @@ class VanillaPrompt(Prompt):
             )
         return self._matrix(self.names[0])
 
-    @torch.no_grad()
-    def start_from_words(self, embeddings: Tensor, first: int) -> None:
+    def _start_alike(self, matrix: Tensor) -> None:
         for name in self.names:
-            self._matrix(name).copy_(self._words(embeddings, first))
+            self._matrix(name).copy_(matrix)
 
     def _start_from(self, source: Prompt) -> None:
         """Each dataset's own matrix where the source has one, else its :meth:`new_matrix`."""
@@ -157,15 +163,11 @@ class DecomposedPrompt(Prompt):
     def new_matrix(self) -> Tensor:
         return self.shared * torch.outer(*self.mean_factors())
 
-    @torch.no_grad()
-    def start_from_words(self, embeddings: Tensor, first: int) -> None:
-        self._share(self._words(embeddings, first))
-
     def _start_from(self, source: Prompt) -> None:
         """The source's shared matrix with each dataset's own factors where it has them, else their means; of a source
         that is not decomposed, the one matrix that it has."""
         if not isinstance(source, DecomposedPrompt):
-            self._share(source.new_matrix())
+            self._start_alike(source.new_matrix())
             return
         self.shared.copy_(source.shared)
         for name in self.names:
@@ -173,7 +175,7 @@ class DecomposedPrompt(Prompt):
             for own, value in zip(self.factors(name), given, strict=True):
                 own.copy_(value)
 
-    def _share(self, matrix: Tensor) -> None:
+    def _start_alike(self, matrix: Tensor) -> None:
         self.shared.copy_(matrix)
         for name in self.names:
             for factor in self.factors(name):
@@ -200,14 +202,13 @@ class SharedPrompt(Prompt):
     def new_matrix(self) -> Tensor:
         return self.shared
 
-    @torch.no_grad()
-    def start_from_words(self, embeddings: Tensor, first: int) -> None:
-        self.shared.copy_(self._words(embeddings, first))
+    def _start_alike(self, matrix: Tensor) -> None:
+        self.shared.copy_(matrix)
 
     def _start_from(self, source: Prompt) -> None:
         """What a new dataset would begin with: of decomposed prompts the product with the mean factors, as ``P`` alone
         is no prompt that was trained."""
-        self.shared.copy_(source.new_matrix())
+        self._start_alike(source.new_matrix())
 
 
 PROMPT_TYPES: dict[str, type[Prompt]] = {
