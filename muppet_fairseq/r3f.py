@@ -91,7 +91,10 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, first: Tensor, second: Tensor, symmetric: bool, temperature: float) -> Tensor:
-        values = torch.empty(len(first), device=first.device)
+        values, precision = (
+            torch.empty(len(first), device=first.device),
+            torch.promote_types(first.dtype, torch.float32),
+        )
         of_first, of_second = (
             torch.empty_like(logits) if needed else None
             for logits, needed in zip((first, second), ctx.needs_input_grad[:2], strict=True)
@@ -99,7 +102,7 @@ class _Divergence(torch.autograd.Function):
         rows = max(1, _Divergence.CHUNK // first.shape[1])
         for start in range(0, len(first), rows):
             chunk = slice(start, start + rows)
-            a, b = first[chunk].float(), second[chunk].float()
+            a, b = first[chunk].to(precision), second[chunk].to(precision)
             if not symmetric:
                 # else the rounding of large logits would be the value's own: it is no sum of small differences
                 a, b = ((logits - logits.amax(dim=1, keepdim=True)) / temperature for logits in (a, b))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
 
@@ -31,6 +32,12 @@ _LONG = ("test_examples.py", "test_training.py", "test_bart.py", *_TOGETHER, "te
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What a test draws does not depend on those that ran before it; nor what fixtures do that are made for it."""
+    torch.manual_seed(0)
 
 
 class ByFile(LoadFileScheduling):

@@ -73,7 +73,7 @@ class Toy:
         generator = torch.Generator().manual_seed(sum(p.numel() for p in model.prompts.parameters()))
         with torch.no_grad():
             for parameter in [*model.prompts.parameters(), *model.heads.parameters()]:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
         self.task.model = model
         return model
 
@@ -116,15 +116,15 @@ def test_the_divergence_and_its_gradients_are_those_of_kl_div(pair, temperature)
 @each_arch
 def test_states_are_those_that_layers_give_of_tokens(toys, arch):
     toy = toys[arch]
-    model, rows = toy.build().eval(), some_rows(toy.task)
+    model, rows = toy.build().eval().double(), some_rows(toy.task)
     with torch.no_grad():
         for head in (None, "animals", "mrc"):
             output, states = model(rows, head=head, prompt="animals", hidden=True)
-            torch.testing.assert_close(output, model(rows, head=head, prompt="animals"), atol=1e-6, rtol=0)
+            torch.testing.assert_close(output, model(rows, head=head, prompt="animals"), atol=1e-12, rtol=0)
             layers = states_by_hooks(model, {"src_tokens": rows, "prompt": "animals"})
             for (ours, is_token), theirs in zip(states, layers, strict=True):
                 assert is_token.equal(rows != 1)
-                torch.testing.assert_close(ours, theirs[:, -rows.shape[1] :], atol=1e-6, rtol=0)
+                torch.testing.assert_close(ours, theirs[:, -rows.shape[1] :], atol=1e-12, rtol=0)
         given = Part(model.prompts.matrix("spans").clone(), model.heads["tags"])
         ours = model(rows, head="animals", prompt="animals", part=given)
         assert ours.equal(model(rows, head="tags", prompt="spans"))
@@ -221,24 +221,24 @@ def test_the_loss_is_the_plain_one_and_lambda_times_what_the_teacher_says(toys, 
         family.num_predictions(family.logits(student, sample, head), sample), sample["dataset"]
     )
     plain, _, _ = MuppetCriterion(toy.task, "log", 0.1)(student, sample)
-    added = torch.zeros(())
+    added = torch.zeros((), dtype=torch.float64)
     for key, values in (("logits", of_logits), ("hidden", of_hidden)):
         assert values.min() > 5e-6
         if kind in ("both", key):
             added = added + 500 * (factors * values).mean()
             total, count = log[f"distill_{key}"].tolist()
             assert count == 1
-            assert total == pytest.approx(values.mean().item(), rel=1e-3, abs=1e-7)
+            assert total == pytest.approx(values.mean().item(), rel=1e-4)
         else:
             assert log[f"distill_{key}"].tolist() == [0, 0]
-    torch.testing.assert_close(loss.double() - plain, added.double(), rtol=5e-3, atol=1e-6)
+    torch.testing.assert_close(loss.double() - plain, added, rtol=1e-3, atol=1e-6)
     trains = nn.ModuleDict({"prompts": student.prompts, "heads": student.heads})
     ours, reference = gradients(trains, loss - plain), gradients(trains, added)
     assert reference.keys() <= ours.keys()
     largest = max(float(value.abs().max()) for value in reference.values())
     for key, value in ours.items():
         expected = reference.get(key, torch.zeros_like(value))  # states do not depend on heads
-        torch.testing.assert_close(value, expected, rtol=1e-3, atol=2e-4 * largest, msg=key)
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5 * largest, msg=key)
 
 
 @each_case
