@@ -7,7 +7,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 scale=${SCALE:-mini}
 runs=${RUNS:-runs/mpt-$scale}
-for study in mpt few_shot lengths; do
+for study in mpt few_shot ablations together lengths; do
   if [ "$study" = lengths ] && [ "$scale" != mini ]; then continue; fi
   muppet study "$here/$study.yaml" --scale "$scale" --runs "$runs" "$@"
 done
