@@ -360,6 +360,10 @@ ONLY = {
 }
 #: the scripts of the tables are one piece of shell: one of them does fresh heads, too
 WITH_ITS_HEADS = "* from [bm]*"
+#: scripts that differ from one that is run in nothing but the dataset, of a family that is run, too
+LIKE_OTHERS = "qqp qnli mrpc sst2 boolq hellaswag openbookqa gigaword reddit_tifu arxiv pubmed big_patent"
+LIKE_OTHERS = [f"finetuning/{name}" for name in (*LIKE_OTHERS.split(), "qnli_low_resource")]
+TO_THE_END = [name for name in (*SCRIPTS, *STUDIES) if name not in LIKE_OTHERS]
 
 
 @contextmanager
@@ -448,7 +452,7 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_report")
-@pytest.mark.parametrize("name", [*SCRIPTS, *STUDIES])
+@pytest.mark.parametrize("name", [*TO_THE_END, *(pytest.param(name, marks=pytest.mark.slow) for name in LIKE_OTHERS)])
 def test_to_the_end(name: str, workplace: Workplace):
     kind, plan = workplace.work_off(name)
     study = plan.study.name
@@ -470,7 +474,7 @@ def test_to_the_end(name: str, workplace: Workplace):
 def test_the_report_on_all_of_it(kind: str, workplace: Workplace, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
         patch.setattr(command.report, "run", lambda args: None)
-        plans = {name: workplace.work_off(name) for name in (*SCRIPTS, *STUDIES)}
+        plans = {name: workplace.work_off(name) for name in TO_THE_END}
     runs = workplace.runs(kind)
     stamps = {path: path.stat().st_mtime_ns for path in runs.rglob("run.json")}
     workplace.work_off(next(name for name, (of, plan) in plans.items() if of == kind and plan.fine_tunings), again=True)

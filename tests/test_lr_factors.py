@@ -166,7 +166,7 @@ def run(data: Path, save_dir: Path, backbone: Path, *more: str, workers: int = 1
     return parameters(save_dir)
 
 
-@pytest.mark.parametrize(("workers", "more"), [(1, ()), (2, ("--bf16",))])
+@pytest.mark.parametrize(("workers", "more"), [pytest.param(1, (), marks=pytest.mark.slow), (2, ("--bf16",))])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(data, backbone, tmp_path, workers, more):
     words = ("--lr-factors", "P=0.5,u=2,heads=0.1", *more, "--max-update")
     whole = run(data, tmp_path / "whole", backbone, *words, "8", workers=workers)

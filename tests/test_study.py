@@ -689,7 +689,7 @@ def test_a_study_that_is_stopped_again_and_again_ends_as_an_undisturbed_one(toy,
     moments = random.Random(5)
     finished: dict[Path, bytes] = {}
     stopped = 0
-    for stop in (kill_driver, kill_all, interrupt, kill_all, interrupt, kill_driver):
+    for stop in (kill_driver, kill_all, interrupt, kill_all):
         process = begin(study, runs)
         wait_for(lambda process=process: is_running(runs) or not process.is_alive())
         process.join(moments.uniform(0, 1.2))

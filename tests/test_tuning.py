@@ -140,9 +140,9 @@ def test_a_run_changes_what_it_tunes_and_writes_no_more(data, backbones, tmp_pat
     [
         ("decomposed", 1, ()),
         ("vanilla", 2, ("--ddp-backend", "pytorch_ddp")),
-        ("shared", 2, ("--ddp-backend", "pytorch_ddp")),
         ("bitfit", 1, ("--bf16",)),
-        ("adapters", 1, ()),
+        pytest.param("shared", 2, ("--ddp-backend", "pytorch_ddp"), marks=pytest.mark.slow),
+        pytest.param("adapters", 1, (), marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(data, backbones, tmp_path, tuned, workers, more):
