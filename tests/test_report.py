@@ -557,6 +557,37 @@ def test_figures_are_drawn_the_same_each_time(reported, tmp_path):
         assert (tmp_path / file).read_bytes() == (reported / file).read_bytes()
 
 
+def test_records_make_the_same_report(reported, tmp_path):
+    records, before = tmp_path / "records", (reported / "report.md").read_bytes()
+    cli.main(["report", str(reported), "--out", str(tmp_path / "out"), "--records", str(records)])
+    studies = [f"studies/{name}/study.json" for name in ("batching", "low", "scale")]
+    there = sorted(str(path.relative_to(records)) for path in records.rglob("*") if path.is_file())
+    assert there == ["runs.jsonl", *studies]
+    cli.main(["report", str(records)])
+    made = [path for path in records.rglob("*") if path.is_file() and str(path.relative_to(records)) not in there]
+    assert len(made) == 9
+    for path in made:
+        assert path.read_bytes() == (reported / path.relative_to(records)).read_bytes()
+    assert (records / "report.md").read_bytes() == before
+
+
+def test_records_that_cannot_be_used(tmp_path):
+    study = write_study(tmp_path / "runs", skill, examples=4)
+    assert sentence(tmp_path / "runs", "--records", tmp_path / "runs").endswith(
+        "is the folder of the runs itself; name another one"
+    )
+    several = (tmp_path / "runs", tmp_path / "more", "--out", tmp_path / "out", "--records", tmp_path / "records")
+    assert sentence(*several).endswith("--records takes the runs of one")
+    cli.main(["report", str(tmp_path / "runs"), "--records", str(tmp_path / "records")])
+    file = tmp_path / "records/runs.jsonl"
+    for content in ("{}\n", '{"path": "x", "format": 1}\n', file.read_text()[:-9]):
+        file.write_text(content)
+        assert sentence(tmp_path / "records").startswith(f"{file} is not what 'muppet study' writes (")
+    file.write_text("")
+    cli.main(["report", str(tmp_path / "records")])
+    assert f"{len(study['fine_tunings']) + 2} not started" in (tmp_path / "records/report.md").read_text()
+
+
 def texts_of(section: Section) -> list[str]:
     """All that the figure's panels say."""
     from muppet_fairseq.report import figures

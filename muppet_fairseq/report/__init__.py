@@ -15,6 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "runs", type=Path, nargs="+", help="folder of 'muppet study'; of several, the models of a study share a table"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the report goes (default: into RUNS)")
+    parser.add_argument(
+        "--records", type=Path, metavar="DIR", help="copy what the report is made of, to make it again of that alone"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -24,12 +27,18 @@ def run(args: argparse.Namespace) -> None:
     from muppet_fairseq.report.figures import draw
     from muppet_fairseq.report.page import has_scores, html_page, page, summary
     from muppet_fairseq.report.read import read_studies
+    from muppet_fairseq.report.records import write_records
     from muppet_fairseq.report.section import sections
 
     if args.out is None and len(args.runs) > 1:
         raise MuppetError(f"{len(args.runs)} folders were given; say with --out where their report goes")
+    if args.records and len(args.runs) > 1:
+        raise MuppetError(f"{len(args.runs)} folders were given; --records takes the runs of one")
     out = args.out or args.runs[0]
-    found = sections(read_studies(args.runs))
+    studies = read_studies(args.runs)
+    if args.records:
+        write_records(studies, args.runs[0], args.records)
+    found = sections(studies)
     text = page(found)
     described = json.dumps(describe(found), indent=2, allow_nan=False)
     for section in found:

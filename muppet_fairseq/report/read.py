@@ -17,6 +17,8 @@ from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.prompts.count import ParameterCounts
 
 FORMAT = 1
+#: in a folder of records (:mod:`muppet_fairseq.report.records`) what run.json says of all runs
+RECORDS = "runs.jsonl"
 FIGURES = ("bars", "lines", "curves", "heat_map")
 #: what run.json calls a state, and what it is for someone who reads the runs afterwards
 STATES = {"finished": "finished", "failed": "failed", "running": "unfinished"}
@@ -136,14 +138,14 @@ class Study:
 
 
 def read_studies(folders: Sequence[Path]) -> list[Study]:
-    """Read ``FOLDER/studies/*/study.json`` and their runs' ``run.json``.
+    """Read ``FOLDER/studies/*/study.json`` and their runs' ``run.json``, or what ``runs.jsonl`` says of them.
 
     Raises MuppetError where there is no study, a file is not what it should be, or two folders hold the same
     study of the same model and scale.
     """
     studies: dict[tuple[str, str, str], Study] = {}
     for folder in folders:
-        runs: dict[str, Run] = {}
+        runs = _recorded(folder)
         paths = sorted(folder.glob("studies/*/study.json"))
         if not paths:
             raise MuppetError(f"{folder} has no studies/*/study.json; run 'muppet study' with it first")
@@ -171,7 +173,10 @@ def _sound(path: Path) -> Iterator[None]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    found = orjson.loads(path.read_bytes())  # refuses NaN and Infinity
+    return _known_format(orjson.loads(path.read_bytes()), path)  # refuses NaN and Infinity
+
+
+def _known_format(found: dict[str, Any], path: Path) -> dict[str, Any]:
     if found["format"] != FORMAT:
         raise MuppetError(f"{path} has format {found['format']}, not {FORMAT}; use the muppet_fairseq that wrote it")
     return found
@@ -265,26 +270,39 @@ def _check(study: Study) -> None:
         _one_of([start.name for start in study.starts], tuning.start)
 
 
+def _recorded(folder: Path) -> dict[str, Run]:
+    """The runs of a folder of records; none of any other folder."""
+    path = folder / RECORDS
+    if not path.exists():
+        return {}
+    with _sound(path):
+        entries = [orjson.loads(line) for line in path.read_bytes().splitlines()]
+        return {entry["path"]: _of(entry["path"], _known_format(entry, path)) for entry in entries}
+
+
 def _run(folder: Path, where: str) -> Run:
     path = folder / where / "run.json"
     if not path.exists():
         return Run(where)
     with _sound(path):
-        found = _json(path)
-        state = STATES[_one_of(list(STATES), found["state"])]
-        training = found["training"] if state == "finished" else {}
-        return Run(
-            path=where,
-            state=state,
-            reason=_known(str, found.get("reason")),
-            seconds=_known(float, found.get("seconds")),
-            updates=_known(int, training.get("updates")),
-            loss=_known(float, training.get("loss")),
-            parameters=_known(_counts, training.get("parameters")),
-            versions={name: str(number) for name, number in found["versions"].items()},
-            hardware=_known(str, found["hardware"]),
-            results={name: _result(entry) for name, entry in (found.get("results") or {}).items()},
-        )
+        return _of(where, _json(path))
+
+
+def _of(where: str, found: dict[str, Any]) -> Run:
+    state = STATES[_one_of(list(STATES), found["state"])]
+    training = found["training"] if state == "finished" else {}
+    return Run(
+        path=where,
+        state=state,
+        reason=_known(str, found.get("reason")),
+        seconds=_known(float, found.get("seconds")),
+        updates=_known(int, training.get("updates")),
+        loss=_known(float, training.get("loss")),
+        parameters=_known(_counts, training.get("parameters")),
+        versions={name: str(number) for name, number in found["versions"].items()},
+        hardware=_known(str, found["hardware"]),
+        results={name: _result(entry) for name, entry in (found.get("results") or {}).items()},
+    )
 
 
 def _counts(entry: dict[str, Any]) -> ParameterCounts:

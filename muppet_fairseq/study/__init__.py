@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         raise MuppetError(f"stopped; the same command goes on with what is in {runs}") from None
     if plan.fine_tunings:
-        report.run(Namespace(runs=[runs], out=None))
+        report.run(Namespace(runs=[runs], out=None, records=None))
     else:  # there are no scores to report
         print("\n".join(str(runs / run.folder / "checkpoint_last.pt") for run in wanted if run.key not in failures))
     if failures:
