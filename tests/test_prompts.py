@@ -12,6 +12,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from muppet_fairseq import checkpoint_file
 from muppet_fairseq.criterions.muppet import MuppetCriterion
@@ -22,7 +23,7 @@ from muppet_fairseq.generation import GenerationOptions, Generator
 from muppet_fairseq.hf import importing
 from muppet_fairseq.models.checkpoint import packed
 from muppet_fairseq.prompts.count import ParameterCounts, count_parameters
-from muppet_fairseq.prompts.prompt import PROMPT_TYPES, DecomposedPrompt, Prompt, VanillaPrompt, prompt_of
+from muppet_fairseq.prompts.prompt import PROMPT_TYPES, DecomposedPrompt, Prompt, VanillaPrompt, drawn_words, prompt_of
 from muppet_fairseq.r3f import EmbeddingNoise
 from muppet_fairseq.spec import DatasetSpec
 from muppet_fairseq.tasks.muppet import MuppetTask, MuppetTaskConfig
@@ -100,31 +101,22 @@ def test_folded_and_read_back_it_is_the_same(kind):
         assert not folded[name].requires_grad
 
 
+def test_words_are_drawn_by_the_seed_alone():
+    words = drawn_words(50, vocabulary=30, first=4, seed=1)
+    assert words.shape == (50,)
+    assert {*words.tolist()} <= {*range(4, 30)}
+    assert len({*words.tolist()}) > 10
+    torch.rand(3)
+    assert drawn_words(50, vocabulary=30, first=4, seed=1).equal(words)
+    assert not drawn_words(50, vocabulary=30, first=4, seed=2).equal(words)
+
+
 @pytest.mark.parametrize("kind", PROMPT_TYPES)
-def test_it_begins_with_words(kind):
-    embeddings = torch.randn(30, 6)
-    prompt = PROMPT_TYPES[kind](NAMES, 50, 6)
-    prompt.start_from_words(embeddings, first=4, seed=1)
+def test_all_datasets_begin_alike(kind):
+    prompt, matrix = PROMPT_TYPES[kind](NAMES, 4, 6), torch.randn(4, 6)
+    prompt.start_alike(matrix)
     for name in NAMES:
-        words = (prompt.matrix(name)[:, None] == embeddings).all(dim=2)
-        assert words.sum(dim=1).eq(1).all()
-        used = words.any(dim=0)
-        assert not used[:4].any()
-        assert used.sum() > 10
-    assert prompt.matrix("a").equal(prompt.matrix("b"))
-
-
-@pytest.mark.parametrize("kind", PROMPT_TYPES)
-def test_all_of_a_seed_begin_with_the_same_words(kind):
-    embeddings = torch.randn(30, 6)
-    matrices = []
-    for names, of, seed in ((NAMES, kind, 1), (["other"], "vanilla", 1), (NAMES, kind, 2)):
-        prompt = PROMPT_TYPES[of](names, 50, 6)
-        torch.rand(3)  # whatever was drawn before
-        prompt.start_from_words(embeddings, first=4, seed=seed)
-        matrices.append(prompt.matrix(names[0]))
-    assert matrices[0].equal(matrices[1])
-    assert not matrices[0].equal(matrices[2])
+        assert prompt.matrix(name).equal(matrix)
 
 
 def test_a_target_begins_with_the_shared_matrix_and_the_mean_factors():
@@ -256,6 +248,25 @@ def samples_of(data: Path, arch: str) -> tuple[MuppetTask, dict[str, Any]]:
     }
 
 
+def read_first(norm: nn.Module, matrix: Tensor) -> Any:
+    """Let what follows the norm of a model's embeddings read ``matrix`` where a prompt is."""
+
+    def prefixed(_: nn.Module, __: Any, out: Tensor) -> Tensor:
+        return torch.cat([matrix.expand(len(out), -1, -1), out[:, len(matrix) :]], dim=1)
+
+    return norm.register_forward_hook(prefixed)
+
+
+@pytest.mark.parametrize("arch", SUITES)
+def test_every_factor_of_a_decomposed_prompt_matters(tasks, backbones, arch):
+    """A norm between the prompt and the first layer would undo the factors of whole vectors."""
+    model = prompted(arch, tasks[arch], backbones[arch])
+    model(some_rows(tasks[arch]), head="animals", prompt="animals")[:, 0].sum().backward()
+    gradients = {part: model.prompts.get_parameter(f"{part}_animals").grad.abs() for part in ("u", "v")}
+    for part, gradient in gradients.items():
+        assert gradient.min() > 1e-5 * gradients["v"].max(), part
+
+
 @pytest.mark.parametrize("model_type", ["bert", "roberta"])
 def test_states_are_those_of_transformers_with_the_prompt_as_embeddings(tmp_path, model_type):
     """Its positions, and BERT's segments, are added to all embeddings: they are taken from the prompt before."""
@@ -279,15 +290,17 @@ def test_states_are_those_of_transformers_with_the_prompt_as_embeddings(tmp_path
     table = reference.embeddings
     first = {"bert": 0, "roberta": 2}[model_type]  # RoBERTa counts from the number after padding's
     positions = torch.cat([torch.full((LENGTH,), 7), first + torch.arange(int(lengths.max()))])
-    added = table.position_embeddings.weight[7] + table.token_type_embeddings.weight[0]
-    words = table.word_embeddings(pad([torch.tensor(row) for row in ids], batch_first=True))
+    words = F.pad(table.word_embeddings(pad([torch.tensor(row) for row in ids], batch_first=True)), (0, 0, LENGTH, 0))
     with torch.no_grad():
         matrix = model.prompts.matrix("animals")
+        # it begins as what the first layer reads of words at no position
+        vectors = table.LayerNorm(table.word_embeddings.weight + table.token_type_embeddings.weight[0])
+        assert ((matrix[:, None] - vectors).abs().amax(dim=2).amin(dim=1) < 1e-5).all()
         matrix.mul_(2).add_(0.1)
-        embeddings = torch.cat([(matrix - added).expand(len(rows), -1, -1), words], dim=1)
+        read_first(table.LayerNorm, matrix)
         mask = torch.cat([torch.ones(len(rows), LENGTH), real], dim=1)
         expected = reference(
-            inputs_embeds=embeddings, attention_mask=mask, position_ids=positions.expand(len(rows), -1)
+            inputs_embeds=words, attention_mask=mask, position_ids=positions.expand(len(rows), -1)
         ).last_hidden_state[:, LENGTH:]
         states = model(src_tokens, prompt="animals")
         assert states.shape == expected.shape
@@ -299,7 +312,7 @@ def test_states_are_those_of_transformers_with_the_prompt_as_embeddings(tmp_path
 
 
 def test_barts_states_are_those_of_transformers_with_the_prompt_as_embeddings(tasks, backbones):
-    """BART adds positions to all embeddings of the encoder: they are taken from the prompt, and moved for the rest."""
+    """BART adds positions to all embeddings of the encoder: they are moved back."""
     task = tasks["bart"]
     model = prompted("bart", task, backbones["bart"])
     plain = build("bart", task)
@@ -312,15 +325,15 @@ def test_barts_states_are_those_of_transformers_with_the_prompt_as_embeddings(ta
             table = reference.encoder.embed_positions.weight[2:]
             matrix = model.prompts.matrix("animals")
             # position L + t is added to token t, which is to have t's
-            moved = torch.cat([-table[:LENGTH], table[:width] - table[LENGTH : LENGTH + width]])
-            words = reference.encoder.embed_tokens(rows)
-            embeddings = moved + torch.cat([matrix.expand(len(rows), -1, -1), words], dim=1)
+            moved = table[:width] - table[LENGTH : LENGTH + width]
+            hook = read_first(reference.encoder.layernorm_embedding, matrix)
             expected = reference(
-                inputs_embeds=embeddings,
+                inputs_embeds=F.pad(moved + reference.encoder.embed_tokens(rows), (0, 0, LENGTH, 0)),
                 attention_mask=torch.cat([torch.ones(len(rows), LENGTH), real], dim=1),
                 decoder_input_ids=model.shifted(rows),
                 decoder_attention_mask=real.long(),
             ).last_hidden_state
+            hook.remove()
             torch.testing.assert_close(model(rows, prompt="animals")[real], expected[real], atol=1e-5, rtol=0)
             last = expected[torch.arange(len(rows)), real.sum(dim=1) - 1]
             scores = model(rows, head="animals", prompt="animals")
@@ -432,8 +445,8 @@ def test_texts_are_written_with_the_prompt(tasks, backbones):
 def test_dropout_of_a_prompt_differs_between_rows(tasks, backbones):
     model = prompted("roberta", tasks["roberta"], backbones["roberta"], dropout=0.5)
     encoder, vectors = model.text_encoder, model.prompt("animals")
-    assert encoder._embedded(vectors, rows=3)[0].equal(encoder._embedded(vectors, rows=1)[0])
-    dropped = encoder.train()._embedded(vectors, rows=3) == 0
+    assert encoder._before(vectors, rows=3)[0].equal(encoder._before(vectors, rows=1)[0])
+    dropped = encoder.train()._before(vectors, rows=3) == 0
     assert 0.4 < dropped.float().mean() < 0.6
     assert not dropped[0].equal(dropped[1])
 

@@ -17,7 +17,7 @@ from muppet_fairseq.models.heads import normalize_spectrally
 from muppet_fairseq.models.layers import DecoderLayer, Encoder, EncoderLayer
 from muppet_fairseq.prompts.backbone import BACKBONE_KEY, backbone_sha256, check_backbone, read_backbone
 from muppet_fairseq.prompts.count import count_parameters
-from muppet_fairseq.prompts.prompt import PREFIX, PROMPT_TYPES, Prompt, prompt_of
+from muppet_fairseq.prompts.prompt import PREFIX, PROMPT_TYPES, Prompt, drawn_words, prompt_of
 from muppet_fairseq.prompts.tuning import add_tuning_args, check_tuning, is_tuned, tuning_arguments, tuning_of
 
 if TYPE_CHECKING:
@@ -115,9 +115,12 @@ class WithHeads:
         self._load_backbone(Path(args.backbone))
         if args.tune == "prompts":
             names = [spec.name for spec in task.specs]
-            embeddings = self.text_encoder.embed_tokens.weight
-            self.prompts = PROMPT_TYPES[args.prompt_type](names, args.prompt_length, embeddings.shape[1])
-            self.prompts.start_from_words(embeddings, task.dictionary.nspecial, task.cfg.seed)
+            encoder, dictionary = self.text_encoder, task.dictionary
+            words = drawn_words(args.prompt_length, len(dictionary), dictionary.nspecial, task.cfg.seed)
+            with torch.no_grad():
+                matrix = encoder.read(words.to(encoder.embed_tokens.weight.device))
+            self.prompts = PROMPT_TYPES[args.prompt_type](names, *matrix.shape)
+            self.prompts.start_alike(matrix)
             self.leaves_unused = self.leaves_unused or (len(names) > 1 and self.prompts.has_own)
         if args.tune == "adapters":
             for layer in list(self.modules()):

@@ -182,7 +182,7 @@ class Encoder(TransformerEncoderBase):
         start = 0
         if prompt is not None:
             start = len(prompt)
-            x = torch.cat([self._embedded(prompt, rows=len(x)), x], dim=1)
+            x = torch.cat([self._before(prompt, rows=len(x)), x], dim=1)
             is_padding = F.pad(is_padding, (start, 0))
             mask = None if mask is None else F.pad(mask, (start, 0))
         x = x.transpose(0, 1)
@@ -218,17 +218,20 @@ class Encoder(TransformerEncoderBase):
         length = src_tokens.shape[1]
         return [(layer.transpose(0, 1)[:, -length:], is_token) for layer in encoded["encoder_states"][1:]]
 
-    def _embedded(self, prompt: Tensor, rows: int) -> Tensor:
-        """What the first layer reads of a prompt ``[L, D]`` before each row, ``[R, L, D]``.
+    def read(self, tokens: Tensor) -> Tensor:
+        """The vectors ``[L, D]`` that the first layer reads of tokens ``[L]``, were they at no position."""
+        x = self.embed_scale * self.embed_tokens(tokens)
+        if self.embed_segments is not None:
+            x = x + self.embed_segments[0]
+        return x if self.layernorm_embedding is None else self.layernorm_embedding(x)
 
-        The table of positions has none for it: it is learnt, and so is where its vectors are. The rest is done to it as
-        to words, for the frozen layers know no other vectors than normalised ones; and a prompt of words' embeddings
-        is these words.
+    def _before(self, prompt: Tensor, rows: int) -> Tensor:
+        """A prompt ``[L, D]`` before each row, ``[R, L, D]``: the first layer reads it as it is.
+
+        As in T5, for which prompts were made. Another norm of the embeddings would undo every factor of a vector, and
+        with it the ``u_k`` of decomposed prompts. The table of positions has none for them: where they are is learnt.
         """
-        x = self.embed_scale * prompt
-        if self.layernorm_embedding is not None:
-            x = self.layernorm_embedding(x)
-        return self.dropout_module(x.expand(rows, -1, -1))
+        return self.dropout_module(prompt.expand(rows, -1, -1))
 
 
 class DecoderLayer(TransformerDecoderLayerBase):

@@ -67,24 +67,9 @@ class Prompt(nn.Module, ABC):
     def new_matrix(self) -> Tensor:
         """What a dataset without a prompt here begins with, ``[l, d]``. Raises MuppetError where that is not clear."""
 
-    @torch.no_grad()
-    def start_from_words(self, embeddings: Tensor, first: int, seed: int) -> None:
-        """Begin with the embeddings of random words, drawn with replacement (Lester et al. 2021).
-
-        They are the same for all datasets, here and in other runs of the seed: prompts that are compared later (SPoT)
-        differ by what they have learnt.
-
-        Args:
-            embeddings: the backbone's, ``[V, d]``.
-            first: the number of the first word; special symbols are before it.
-            seed: of the draw.
-        """
-        words = torch.randint(first, len(embeddings), (self.length,), generator=torch.Generator().manual_seed(seed))
-        self._start_alike(embeddings[words.to(embeddings.device)])
-
     @abstractmethod
-    def _start_alike(self, matrix: Tensor) -> None:
-        """Begin with ``matrix`` as the prompt of every dataset."""
+    def start_alike(self, matrix: Tensor) -> None:
+        """Begin with ``matrix`` ``[l, d]`` as the prompt of every dataset."""
 
     @torch.no_grad()
     def start_from(self, source: Prompt) -> None:
@@ -122,7 +107,8 @@ class VanillaPrompt(Prompt):
             )
         return self._matrix(self.names[0])
 
-    def _start_alike(self, matrix: Tensor) -> None:
+    @torch.no_grad()
+    def start_alike(self, matrix: Tensor) -> None:
         for name in self.names:
             self._matrix(name).copy_(matrix)
 
@@ -167,7 +153,7 @@ class DecomposedPrompt(Prompt):
         """The source's shared matrix with each dataset's own factors where it has them, else their means; of a source
         that is not decomposed, the one matrix that it has."""
         if not isinstance(source, DecomposedPrompt):
-            self._start_alike(source.new_matrix())
+            self.start_alike(source.new_matrix())
             return
         self.shared.copy_(source.shared)
         for name in self.names:
@@ -175,7 +161,8 @@ class DecomposedPrompt(Prompt):
             for own, value in zip(self.factors(name), given, strict=True):
                 own.copy_(value)
 
-    def _start_alike(self, matrix: Tensor) -> None:
+    @torch.no_grad()
+    def start_alike(self, matrix: Tensor) -> None:
         self.shared.copy_(matrix)
         for name in self.names:
             for factor in self.factors(name):
@@ -202,13 +189,27 @@ class SharedPrompt(Prompt):
     def new_matrix(self) -> Tensor:
         return self.shared
 
-    def _start_alike(self, matrix: Tensor) -> None:
+    @torch.no_grad()
+    def start_alike(self, matrix: Tensor) -> None:
         self.shared.copy_(matrix)
 
     def _start_from(self, source: Prompt) -> None:
         """What a new dataset would begin with: of decomposed prompts the product with the mean factors, as ``P`` alone
         is no prompt that was trained."""
-        self._start_alike(source.new_matrix())
+        self.start_alike(source.new_matrix())
+
+
+def drawn_words(length: int, vocabulary: int, first: int, seed: int) -> Tensor:
+    """Random words that a prompt begins with (Lester et al. 2021), with replacement: their numbers, int64 ``[length]``.
+
+    They depend on nothing else that is drawn, so that all prompts of a seed begin alike: what is compared later (SPoT)
+    is what they have learnt.
+
+    Args:
+        vocabulary: the dictionary's length.
+        first: the number of the first word; special symbols are before it.
+    """
+    return torch.randint(first, vocabulary, (length,), generator=torch.Generator().manual_seed(seed))
 
 
 PROMPT_TYPES: dict[str, type[Prompt]] = {
