@@ -124,7 +124,7 @@ def test_a_run_of_stock_fairseq_resumes(data, tmp_path, without_compat):
     trained([*arguments, "--max-update", "3"], command=True)
     assert [int(line["num_updates"]) for line in logged(tmp_path / "run", "train_inner")] == [1, 2, 3]
     *_, last = logged(tmp_path / "run", "train")
-    trained([*arguments, "--max-update", "3"])  # there is nothing left to do
+    trained([*arguments, "--max-update", "3"], command=True)  # there is nothing left to do
     assert len(logged(tmp_path / "run", "train_inner")) == 3
     *_, again = logged(tmp_path / "run", "train")
     assert (again["train_loss"], again["train_num_updates"]) == (last["train_loss"], "3")

@@ -72,8 +72,10 @@ class Toy:
         model = prompted(self.arch, self.task, self.backbone, **(STILL | {"prompt_length": LONG} | options)).train()
         generator = torch.Generator().manual_seed(sum(p.numel() for p in model.prompts.parameters()))
         with torch.no_grad():
-            for parameter in [*model.prompts.parameters(), *model.heads.parameters()]:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+            # prompts as long as what the first layer reads of words; larger heads would be sure of everything
+            for part, size in ((model.prompts, 1.0), (model.heads, 0.3)):
+                for parameter in part.parameters():
+                    parameter.add_(torch.randn(parameter.shape, generator=generator) * size)
         self.task.model = model
         return model
 
