@@ -57,6 +57,7 @@ class WithHeads:
         tuning: what is trained, one of :data:`~muppet_fairseq.prompts.tuning.TUNINGS`. Unless that is all, the model's
             ``state_dict`` holds only what is, and loads what such a model gave.
         prompts: of each dataset, or None.
+        text_encoder: what reads the rows; each model says where it has it.
     """
 
     heads: nn.ModuleDict
@@ -64,6 +65,7 @@ class WithHeads:
     reuse_heads: bool
     tuning: str = "all"
     prompts: Prompt | None
+    text_encoder: Encoder
 
     @staticmethod
     def add_head_args(parser: ArgumentParser) -> None:
@@ -96,11 +98,6 @@ class WithHeads:
         if args.spectral_norm_heads:
             for head in self.heads.values():
                 normalize_spectrally(head)
-
-    @property
-    def text_encoder(self) -> Encoder:
-        """The encoder that reads the rows."""
-        raise NotImplementedError
 
     def tune(self, args: Namespace, task: Any) -> None:
         """Apply ``--tune``: load the backbone, add what is trained on it, and freeze the rest; after all else is built.
