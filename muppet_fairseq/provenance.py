@@ -7,6 +7,9 @@ import platform
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
 
 
 def versions() -> dict[str, str]:
@@ -22,8 +25,12 @@ def versions() -> dict[str, str]:
 
 @cache
 def hardware() -> str:
-    """The processors of this machine, its GPUs by name."""
-    found = f"{os.cpu_count()} CPU cores, {platform.machine()}"
+    """The processors of this machine with the vector instructions that PyTorch uses, its GPUs by name.
+
+    On a processor of another kind sums are taken in another order, so the last digits of what is trained may differ.
+    """
+    vectors = torch.backends.cpu.get_cpu_capability()
+    found = f"{os.cpu_count()} CPU cores, {_processor()}, {vectors}"
     try:
         # asked of the driver's own tool: PyTorch would take a piece of the GPU's memory to answer
         command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
@@ -31,3 +38,13 @@ def hardware() -> str:
     except (OSError, subprocess.CalledProcessError):
         return found
     return ", ".join([f"{names.count(name)} x {name}" for name in dict.fromkeys(names)] + [found])
+
+
+def _processor() -> str:
+    """Its name; the architecture's where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # another system than Linux
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())

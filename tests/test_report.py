@@ -571,6 +571,19 @@ def test_records_make_the_same_report(reported, tmp_path):
     assert (records / "report.md").read_bytes() == before
 
 
+def test_records_of_other_studies_stay_and_runs_that_none_names_go(tmp_path):
+    records = tmp_path / "records"
+    for name in ("first", "second"):
+        write_study(tmp_path / name, skill, study=name, examples=4)
+        cli.main(["report", str(tmp_path / name), "--out", str(tmp_path / "out"), "--records", str(records)])
+    both = (records / "runs.jsonl").read_text()
+    assert len({study.name for study in read_studies([records])}) == 2
+    assert all(run.finished for study in read_studies([records]) for run in study.runs)
+    (records / "runs.jsonl").write_text(both + both.splitlines()[0].replace('"path": "', '"path": "other/') + "\n")
+    cli.main(["report", str(tmp_path / "first"), "--out", str(tmp_path / "out"), "--records", str(records)])
+    assert (records / "runs.jsonl").read_text() == both
+
+
 def test_records_that_cannot_be_used(tmp_path):
     study = write_study(tmp_path / "runs", skill, examples=4)
     assert sentence(tmp_path / "runs", "--records", tmp_path / "runs").endswith(

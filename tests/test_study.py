@@ -754,6 +754,40 @@ def test_a_training_cut_off_after_its_last_checkpoint_ends_as_if_it_had_not_been
     assert outcome(runs) == outcome(undisturbed)
 
 
+def test_what_records_say_is_finished_is_not_done_again(toy, tmp_path, undisturbed):
+    records, runs = tmp_path / "records", tmp_path / "runs"
+    cli.main(["report", str(undisturbed), "--out", str(tmp_path / "out"), "--records", str(records)])
+    complete = (records / "runs.jsonl").read_text()
+    status, said = run(toy(), tmp_path / "nothing", "--records", str(records))
+    assert status == 0, said
+    assert not list((tmp_path / "nothing").glob("**/*.pt"))
+    assert (tmp_path / "nothing/report.md").read_bytes() == (tmp_path / "out/report.md").read_bytes()
+    # one is not finished: it is done, and again what it starts from, whose model is not there
+    lost = next(path for path in described(undisturbed) if path.startswith("fine_tuning") and "base" not in path)
+    (records / "runs.jsonl").write_text("".join(line for line in complete.splitlines(True) if lost not in line))
+    status, said = run(toy(), runs, "--records", str(records))
+    assert status == 0, said
+    assert said.startswith("8 runs, 6 of them finished before\n")
+    made = {str(path.parent.relative_to(runs)) for path in runs.glob("**/train.log")}
+    assert len(made) == 2
+    assert lost in made
+    before, after = ({path: run["training"] for path, run in described(r).items()} for r in (undisturbed, runs))
+    assert before == after
+    assert [json.loads(line)["path"] for line in (records / "runs.jsonl").read_text().splitlines()] == [
+        json.loads(line)["path"] for line in complete.splitlines()
+    ]
+
+
+def test_a_dry_run_knows_what_records_say_is_finished(toy, tmp_path, undisturbed, capsys):
+    cli.main(["report", str(undisturbed), "--out", str(tmp_path / "out"), "--records", str(tmp_path / "records")])
+    capsys.readouterr()
+    cli.main(
+        ["study", str(toy()), "--runs", str(tmp_path / "runs"), "--dry-run", "--records", str(tmp_path / "records")]
+    )
+    assert capsys.readouterr().out.count(": finished\n") == 8
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.slow
 def test_two_drivers_share_the_runs(toy, tmp_path, undisturbed):
     study, runs = toy(), tmp_path / "runs"

@@ -145,7 +145,8 @@ def read_studies(folders: Sequence[Path]) -> list[Study]:
     """
     studies: dict[tuple[str, str, str], Study] = {}
     for folder in folders:
-        runs = _recorded(folder)
+        with _sound(folder / RECORDS):
+            runs = {path: _of(path, found) for path, found in read_records(folder).items()}
         paths = sorted(folder.glob("studies/*/study.json"))
         if not paths:
             raise MuppetError(f"{folder} has no studies/*/study.json; run 'muppet study' with it first")
@@ -156,6 +157,19 @@ def read_studies(folders: Sequence[Path]) -> list[Study]:
                     f"{path} is a second study {study.name!r} of {study.model} ({study.scale}); name one of the folders"
                 )
     return list(studies.values())
+
+
+def read_records(folder: Path) -> dict[str, dict[str, Any]]:
+    """What each ``run.json`` of a folder of records says, by the run's path; nothing of any other folder.
+
+    Raises MuppetError.
+    """
+    file = folder / RECORDS
+    if not file.exists():
+        return {}
+    with _sound(file):
+        lines = [_known_format(orjson.loads(line), file) for line in file.read_bytes().splitlines()]
+        return {line.pop("path"): line for line in lines}
 
 
 @contextmanager
@@ -268,16 +282,6 @@ def _check(study: Study) -> None:
             raise ValueError(f"the {what} {twice[0]} is there twice")
     for tuning in study.fine_tunings:
         _one_of([start.name for start in study.starts], tuning.start)
-
-
-def _recorded(folder: Path) -> dict[str, Run]:
-    """The runs of a folder of records; none of any other folder."""
-    path = folder / RECORDS
-    if not path.exists():
-        return {}
-    with _sound(path):
-        entries = [orjson.loads(line) for line in path.read_bytes().splitlines()]
-        return {entry["path"]: _of(entry["path"], _known_format(entry, path)) for entry in entries}
 
 
 def _run(folder: Path, where: str) -> Run:

@@ -1,13 +1,14 @@
 """What a report is made of, without the rest of the runs: small enough to be kept with the results.
 
 A folder of records has the ``study.json`` of each study where a folder of runs has it, and all ``run.json`` in one
-file, ``runs.jsonl``: a line for each run, with its folder as ``path``.
+file, ``runs.jsonl``: a line for each run, with its folder as ``path``. What it says is finished need not be done again
+(:func:`restore`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,35 @@ import orjson
 
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import write_text
-from muppet_fairseq.report.read import RECORDS, Study
+from muppet_fairseq.report.read import RECORDS, Study, read_records, read_studies
 
 
 def write_records(studies: Sequence[Study], folder: Path, out: Path) -> None:
-    """Copy what ``studies``, all of ``folder``, were read from to ``out``. Raises MuppetError."""
+    """Copy what ``studies``, all of ``folder``, were read from to ``out``, beside the studies that it has of others.
+
+    Raises MuppetError.
+    """
     if out.resolve() == folder.resolve():
         raise MuppetError(f"--records {out} is the folder of the runs itself; name another one")
-    paths = sorted({run.path for study in studies for run in study.runs})
-    lines = [json.dumps({"path": path, **run}) for path in paths if (run := _described(folder, path))]
+    found = read_records(out)
     for study in studies:
         place = Path("studies") / study.name / "study.json"
         write_text(out / place, (folder / place).read_text(encoding="utf-8"))
-    write_text(out / RECORDS, "".join(f"{line}\n" for line in lines))
+        found |= {run.path: described for run in study.runs if (described := _described(folder, run.path))}
+    named = sorted({run.path for study in read_studies([out]) for run in study.runs} & found.keys())
+    write_text(out / RECORDS, "".join(json.dumps({"path": path, **found[path]}) + "\n" for path in named))
+
+
+def restore(paths: Iterable[Path], folder: Path, records: Path) -> None:
+    """Write the ``run.json`` of those runs to ``folder`` that have none there and that ``records`` says are finished.
+
+    Raises MuppetError.
+    """
+    found = read_records(records)
+    for path in paths:
+        recorded, file = found.get(str(path), {}), folder / path / "run.json"
+        if recorded.get("state") == "finished" and not file.exists():
+            write_text(file, json.dumps(recorded, indent=1) + "\n")
 
 
 def _described(folder: Path, path: str) -> dict[str, Any] | None:

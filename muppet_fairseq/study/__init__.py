@@ -13,6 +13,7 @@ from argparse import Namespace
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,8 @@ from muppet_fairseq import report
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import write_text
 from muppet_fairseq.provenance import versions
-from muppet_fairseq.report.read import FORMAT
+from muppet_fairseq.report.read import FORMAT, read_records
+from muppet_fairseq.report.records import restore
 from muppet_fairseq.spec import read_dataset_json
 from muppet_fairseq.study.commands import UPDATES, Machine, commands
 from muppet_fairseq.study.driver import Driver
@@ -34,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", help="one of the study's scales, as mini or paper; default: its first")
     parser.add_argument("--model", type=Path, metavar="FILE", help="another model file than the scale's")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="folder of all runs; default: runs/MODEL")
+    parser.add_argument(
+        "--records",
+        type=Path,
+        metavar="DIR",
+        help="do nothing again that these records say is finished, as results/mini, and add to them what is done now",
+    )
     parser.add_argument("--seeds", type=_count, metavar="N", help="fine-tunings that differ in nothing but the seed")
     parser.add_argument("--updates", type=_count, metavar="N", help="updates of each pre-finetuning")
     parser.add_argument(
@@ -75,8 +83,11 @@ def run(args: argparse.Namespace) -> None:
     machine = _machine(args)
     wanted = _wanted(plan, args.only)
     if args.dry_run:
-        print("\n".join(_dry(study.model, wanted, runs, machine)))
+        recorded = read_records(args.records) if args.records else {}
+        print("\n".join(_dry(study.model, wanted, runs, machine, recorded)))
         return
+    if args.records:
+        restore((run.folder for run in wanted), runs, args.records)
     _prepare(study.model, wanted)
     command = shlex.join(["muppet", *sys.argv[1:]])
     if plan.fine_tunings:
@@ -86,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         raise MuppetError(f"stopped; the same command goes on with what is in {runs}") from None
     if plan.fine_tunings:
-        report.run(Namespace(runs=[runs], out=None, records=None))
+        report.run(Namespace(runs=[runs], out=None, records=args.records))
     else:  # there are no scores to report
         print("\n".join(str(runs / run.folder / "checkpoint_last.pt") for run in wanted if run.key not in failures))
     if failures:
@@ -125,7 +136,9 @@ def _machine(args: Namespace) -> Machine:
     return Machine(names, gpus, tuple(args.launcher), args.workers)
 
 
-def _dry(model: Model, wanted: list[Run], runs: Path, machine: Machine) -> Iterable[str]:
+def _dry(
+    model: Model, wanted: list[Run], runs: Path, machine: Machine, recorded: dict[str, dict[str, Any]]
+) -> Iterable[str]:
     """The commands of a study, as a shell would take them."""
     if command := _import_command(model):
         yield shlex.join(command)
@@ -135,7 +148,7 @@ def _dry(model: Model, wanted: list[Run], runs: Path, machine: Machine) -> Itera
         yield shlex.join(command)
     for run in wanted:
         folder = runs / run.folder
-        state = read_run(folder).get("state", "not started")
+        state = (read_run(folder) or recorded.get(str(run.folder), {})).get("state", "not started")
         names = " ".join(run.suite.names)
         yield f"\n# {run.label}: {state}\n# {folder / 'suite.yaml'}: {names}"
         for command in commands(run, runs, machine, run.settings.get("updates", UPDATES)):

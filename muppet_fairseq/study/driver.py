@@ -61,6 +61,8 @@ class Driver:
         self._waiting: list[Run] = []
         self._jobs: list[_Job] = []
         self._finished: set[str] = set()
+        #: whose models others wait for, by key
+        self._needed: set[str] = set()
         #: why runs failed, by key
         self._failures: dict[str, str] = {}
         #: seconds that finished runs took, by what they have in common
@@ -76,13 +78,14 @@ class Driver:
         Raises:
             MuppetError: a run wants more devices than there are, or its ``run.json`` cannot be read.
         """
-        for run in runs:
+        for run in reversed(list(runs)):
             self.machine.places(run)
             described = run_folder.read_run(self.runs / run.folder)
-            if described.get("state") == "finished":
+            if self._is_done(run, described):
                 self._note_finished(run, described["seconds"])
             else:
-                self._waiting.append(run)
+                self._waiting.insert(0, run)
+                self._needed.update(other.key for other in run.needs)
         self._total = len(self._finished) + len(self._waiting)
         if self._waiting:
             print(f"{self._total} runs, {len(self._finished)} of them finished before", flush=True)
@@ -101,6 +104,11 @@ class Driver:
                 job.process.join()
         return self._failures
 
+    def _is_done(self, run: Run, described: dict[str, Any]) -> bool:
+        """Finished, with its model still there if another run needs that: records (``--records``) have no models."""
+        there = run.key not in self._needed or (self.runs / run.folder / CHECKPOINT).exists()
+        return described.get("state") == "finished" and there
+
     def _start_what_can(self) -> None:
         for run in list(self._waiting):
             causes = [needed.label for needed in run.needs if needed.key in self._failures]
@@ -118,7 +126,7 @@ class Driver:
                 continue  # another process works on it
             described = run_folder.read_run(self.runs / run.folder)
             self._waiting.remove(run)
-            if described.get("state") == "finished":
+            if self._is_done(run, described):
                 unlock(claim)
                 self._note_finished(run, described["seconds"])
                 continue
@@ -154,7 +162,7 @@ class Driver:
             done=done,
             devices=devices,
             claim=claim,
-            before=described.get("seconds", 0.0),
+            before=0.0 if described.get("state") == "finished" else described.get("seconds", 0.0),
             began=time.monotonic(),
             process=self._process(todo[done], folder, devices),
         )
