@@ -38,6 +38,7 @@ EXTRAS = {
         "setuptools>=69",  # the tests read this file
         "hypothesis>=6.100",
         "ruff==0.17.5",  # exact: what `ruff format --check` accepts changes between versions
+        "matplotlib==3.11.2",  # exact: the figures in results/ are made again, pixel for pixel
         "transformers>=4.44",  # the reference that imported and exported models are compared with
         "onnx>=1.17",  # examples/serving/to_onnx.py
         "onnxscript>=0.5",

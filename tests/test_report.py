@@ -704,6 +704,10 @@ def test_the_numbers_as_json(reported):
     def refuse(word: str) -> None:
         raise AssertionError(word)
 
+    def ten(value: float | None) -> float | None:
+        """Ten digits are the same on every processor."""
+        return value and float(f"{value:.10g}")
+
     text = (reported / "report.json").read_text()
     studies = json.loads(text, parse_constant=refuse)["studies"]
     assert sorted(studies) == ["batching", "low", "scale"]
@@ -711,10 +715,10 @@ def test_the_numbers_as_json(reported):
     (model,) = studies["batching"]["models"]
     for cell in model["cells"]:
         found = section.models[0].cells[cell["start"], cell["variant"], cell["column"]]
-        assert (cell["mean"], cell["sd"]) == ((found.mean, found.sd) if found.seeds else (None, None))
+        assert (cell["mean"], cell["sd"]) == ((ten(found.mean), ten(found.sd)) if found.seeds else (None, None))
     for said, found in zip(studies["batching"]["comparisons"], section.comparisons, strict=True):
-        assert (said["difference"], said["start"]) == (found.difference, found.start.name)
-        assert (said["over_examples"] or {}).get("p") == (found.over_examples and found.over_examples.p)
+        assert (said["difference"], said["start"]) == (ten(found.difference), found.start.name)
+        assert (said["over_examples"] or {}).get("p") == (found.over_examples and ten(found.over_examples.p))
     assert len(model["fine_tunings"]) == 3 * 2 * 2 * 3
     first = model["fine_tunings"][0]
     assert first["results"]["piqa"]["metrics"]["accuracy"] == pytest.approx(

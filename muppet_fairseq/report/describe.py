@@ -1,4 +1,7 @@
-"""Everything that the report says as JSON values, unrounded: scores in percent, differences in points."""
+"""Everything that the report says as JSON values: scores in percent, differences in points, to ten digits.
+
+The digits after those depend on the processor, which sums in an order of its own.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from muppet_fairseq.report.section import Section
 
 def describe(sections: Sequence[Section]) -> dict[str, Any]:
     """Studies by name, in each its models."""
-    return {
+    found = {
         "format": 1,
         "studies": {
             section.study.name: {
@@ -27,6 +30,15 @@ def describe(sections: Sequence[Section]) -> dict[str, Any]:
             for section in sections
         },
     }
+    return _to_ten_digits(found)
+
+
+def _to_ten_digits(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _to_ten_digits(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_to_ten_digits(entry) for entry in value]
+    return float(f"{value:.10g}") if isinstance(value, float) else value
 
 
 def _model(label: str, scores: Scores) -> dict[str, Any]:

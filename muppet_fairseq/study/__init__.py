@@ -24,7 +24,7 @@ from muppet_fairseq.provenance import versions
 from muppet_fairseq.report.read import FORMAT, read_records
 from muppet_fairseq.report.records import restore
 from muppet_fairseq.spec import read_dataset_json
-from muppet_fairseq.study.commands import UPDATES, Machine, commands
+from muppet_fairseq.study.commands import THREADS, UPDATES, Machine, commands
 from muppet_fairseq.study.driver import Driver
 from muppet_fairseq.study.expand import Plan, Run, expand, with_needed
 from muppet_fairseq.study.run_folder import read_run
@@ -140,6 +140,7 @@ def _dry(
     model: Model, wanted: list[Run], runs: Path, machine: Machine, recorded: dict[str, dict[str, Any]]
 ) -> Iterable[str]:
     """The commands of a study, as a shell would take them."""
+    yield f"export {' '.join(f'{name}={machine.threads}' for name in THREADS)}"
     if command := _import_command(model):
         yield shlex.join(command)
     elif not _has_encoder(model):

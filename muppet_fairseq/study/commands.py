@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from argparse import Namespace
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ UPDATES = "UPDATES"
 
 #: what a training leaves in its run's folder, and a run that looks for the most similar prompt
 CHECKPOINT, NEAREST = "checkpoint_last.pt", "nearest.pt"
+
+#: the variables of the environment that say how many threads a process has
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 #: joins processes on CPUs, which fairseq does not do by itself: torchrun starts them, gloo joins them; exec: so that
 #: signals reach them
@@ -61,6 +65,11 @@ class Machine:
     gpus: bool
     launcher: tuple[str, ...] = ()
     launched: int = 0
+
+    @property
+    def threads(self) -> int:
+        """Of each process. With other numbers of threads, sums are taken in other orders."""
+        return max(1, (os.cpu_count() or 1) // len(self.devices))
 
     def workers(self, run: Run) -> int:
         """How many processes train. Raises MuppetError where the run wants more than there are devices."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -16,7 +15,7 @@ from typing import IO, Any
 from muppet_fairseq.errors import MuppetError, sentences_in
 from muppet_fairseq.files import write_text
 from muppet_fairseq.study import run_folder
-from muppet_fairseq.study.commands import CHECKPOINT, Command, Machine, commands, count_updates
+from muppet_fairseq.study.commands import CHECKPOINT, THREADS, Command, Machine, commands, count_updates
 from muppet_fairseq.study.expand import Run
 from muppet_fairseq.study.processes import lock, start, unlock
 
@@ -170,8 +169,7 @@ class Driver:
         return job
 
     def _process(self, command: Command, folder: Path, devices: list[str]) -> BaseProcess:
-        threads = str(max(1, (os.cpu_count() or 1) // len(self.machine.devices)))
-        environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        environment = dict.fromkeys(THREADS, str(self.machine.threads))
         if self.machine.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         return start(command, folder, environment, gpus=self.machine.gpus)
@@ -207,7 +205,8 @@ class Driver:
 
     def _write(self, job: _Job, state: str, reason: str | None = None, **more: Any) -> None:
         described = run_folder.describe_run(job.run, state, list(map(str, job.commands)), job.seconds, reason)
-        run_folder.write_run(self.runs / job.run.folder, described | {"commands_done": job.done} | more)
+        described |= {"threads": self.machine.threads, "commands_done": job.done}
+        run_folder.write_run(self.runs / job.run.folder, described | more)
 
     def _note_finished(self, run: Run, seconds: float) -> None:
         self._finished.add(run.key)
