@@ -202,8 +202,8 @@ class TrainedModel:
             raise MuppetError(
                 f"{checkpoint} is a whole model: name it as the checkpoint, without --prompts"
                 if prompts is not None
-                else f"{checkpoint} holds but what --tune has trained: name its backbone as the checkpoint, and this "
-                "with --prompts"
+                else f"{checkpoint} holds but what --tune has trained, which 'muppet evaluate' and the hub complete: "
+                "name its backbone as the checkpoint, and this with --prompts"
             )
         try:
             # heads are wanted as they are

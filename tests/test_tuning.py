@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from muppet_fairseq import checkpoint_file, evaluate
 from muppet_fairseq.cli import main
 from muppet_fairseq.errors import MuppetError
+from muppet_fairseq.hf.export import export
 from muppet_fairseq.hub import MuppetHub
 from muppet_fairseq.prompts.backbone import BACKBONE_KEY, backbone_sha256
 from muppet_fairseq.prompts.fold import fold
@@ -307,12 +308,14 @@ def test_what_does_not_belong_together_is_refused(data, backbones, sources, tmp_
 
 def test_evaluation_says_what_it_lacks(data, backbones, sources, tmp_path):
     prompts, whole = sources["roberta"], backbones["roberta"]
-    with pytest.raises(MuppetError, match="holds but what --tune has trained: name its backbone as the checkpoint"):
+    with pytest.raises(MuppetError, match="complete: name its backbone as the checkpoint, and this with"):
         evaluated(prompts, data)
     with pytest.raises(MuppetError, match="is a whole model: name it as the checkpoint, without --prompts"):
         evaluated(whole, data, "--prompts", str(whole))
-    with pytest.raises(MuppetError, match="holds but what --tune has trained"):
+    with pytest.raises(MuppetError, match="holds but what --tune has trained, which 'muppet evaluate' and the hub"):
         release(prompts, tmp_path / "release")
+    with pytest.raises(MuppetError, match="holds but what --tune has trained, which 'muppet evaluate' and the hub"):
+        export(prompts, tmp_path / "exported", data)
     with pytest.raises(MuppetError, match="holds but what was tuned on a backbone, not the backbone itself"):
         evaluated(prompts, data, "--prompts", str(prompts))
     # a head of datasets that share it would do, but there is no prompt
