@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 
 from muppet_fairseq import cli, study
 from muppet_fairseq.errors import MuppetError, report_without_traceback
+from muppet_fairseq.report.read import read_studies
 from muppet_fairseq.spec import write_dataset_json
 from muppet_fairseq.study import driver, processes, run_folder
 from muppet_fairseq.study.commands import Command, Machine, count_updates, evaluate_command, train_command, update_freq
@@ -403,8 +404,7 @@ def test_only_some_fine_tunings_and_what_they_start_from(plan):
     ]
     both = study._wanted(expanded, ["animals from base*", "*seed 2"])
     assert [run.label for run in both] == ["animals from base, seed 2"]
-    with pytest.raises(MuppetError, match=r"no fine-tuning .* is like pre\*; one is 'animals from base, seed 1'"):
-        study._wanted(expanded, ["pre*"])
+    assert study._wanted(expanded, ["pre*"]) == []
 
 
 # -- commands -------------------------------------------------------------------------------------------------
@@ -930,6 +930,33 @@ def test_a_dry_run_says_all_and_does_nothing(toy, tmp_path, capsys):
     assert said.count("--max-update 8") == 2
     assert "# 2 pre-finetunings, 3 fine-tunings\n" in said
     assert not runs.exists()
+
+
+def test_several_studies_are_done_one_after_another(toy, tmp_path, undisturbed, capsys):
+    runs, first = tmp_path / "runs", toy()
+    second = write(tmp_path / "second.yaml", {"like": "toy.yaml", "columns": {"all": ["animals"]}})
+
+    def said_by(*words: str) -> str:
+        cli.main(["study", str(first), str(second), "--runs", str(runs), "--devices", "cpu:2", "--dry-run", *words])
+        return capsys.readouterr().out
+
+    assert re.findall(r"# (\d pre-finetunings, \d fine-tunings)\n", said_by()) == [
+        "2 pre-finetunings, 6 fine-tunings",
+        "2 pre-finetunings, 3 fine-tunings",
+    ]
+    assert re.findall(r", (\d fine-tunings)\n", said_by("--only", "choices*")) == ["3 fine-tunings"]
+    with pytest.raises(MuppetError, match=r"no fine-tuning of .* is like pre\*; one is 'animals from base, seed 1'"):
+        said_by("--only", "pre*")
+    with pytest.raises(MuppetError, match="none.yaml cannot be read"):
+        cli.main(["study", str(first), str(tmp_path / "none.yaml"), "--runs", str(runs)])
+    assert not runs.exists()
+    shutil.copytree(undisturbed, runs)
+    status, said = run(first, runs, str(second))
+    assert status == 0, said
+    assert {path.parent.name for path in runs.glob("studies/*/study.json")} == {"toy", "second"}
+    assert [s.name for s in read_studies([runs]) for tuning in s.fine_tunings if tuning.run.finished] == (
+        ["second"] * 3 + ["toy"] * 6
+    )
 
 
 # -- parts of the driver --------------------------------------------------------------------------------------

@@ -7,10 +7,9 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 scale=${SCALE:-mini}
 runs=${RUNS:-runs/mpt-$scale}
-for study in mpt few_shot ablations together lengths; do
-  if [ "$study" = lengths ] && [ "$scale" != mini ]; then continue; fi
-  muppet study "$here/$study.yaml" --scale "$scale" --runs "$runs" "$@"
-done
+studies=("$here"/{mpt,few_shot,ablations,together}.yaml)
+if [ "$scale" = mini ]; then studies+=("$here/lengths.yaml"); fi
+muppet study "${studies[@]}" --scale "$scale" --runs "$runs" "$@"
 if [ ! -e "$runs/studies/mpt/study.json" ]; then exit; fi  # of a dry run
 for start in spot mpt; do
   mapfile -t checkpoints < <(python - "$runs" "$start" <<'PY'

@@ -1,4 +1,4 @@
-"""Run a study: pre-finetune, fine-tune from every start, evaluate, report; stopped, it goes on where it was."""
+"""Run studies: pre-finetune, fine-tune from every start, evaluate, report; stopped, it goes on where it was."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Iterable
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ from muppet_fairseq.study.settings import BASE, Model, read_study
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", type=Path, help="study file, as examples/studies/batching.yaml")
+    parser.add_argument(
+        "study", type=Path, nargs="+", help="study file, as examples/studies/batching.yaml; several: one after another"
+    )
     parser.add_argument("--scale", help="one of the study's scales, as mini or paper; default: its first")
     parser.add_argument("--model", type=Path, metavar="FILE", help="another model file than the scale's")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="folder of all runs; default: runs/MODEL")
@@ -65,55 +68,77 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print every command and do nothing")
 
 
-def run(args: argparse.Namespace) -> None:
-    """Do what is missing of a study, then report on all studies in its folder.
+@dataclass(frozen=True)
+class _Task:
+    """A study, the folder of all runs, and those of its runs that are wanted."""
 
-    Raises MuppetError for what is wrong in its files, and at the end where runs failed.
+    plan: Plan
+    runs: Path
+    wanted: list[Run]
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what is missing of each study, then report on all studies in its folder.
+
+    Raises MuppetError for what is wrong in the files, before anything is done, and at the end where runs failed.
     """
-    study = read_study(args.study, args.scale, args.model)
     if bool(args.launcher) != bool(args.workers):
         raise MuppetError("--launcher and --workers go together: what starts the workers, and how many it starts")
+    machine = _machine(args)
+    tasks = [_task(path, args) for path in args.study]
+    if not any(task.wanted for task in tasks):
+        plan = tasks[0].plan
+        example = next((run.label for run in plan.runs if run.judged.entries), "none")
+        raise MuppetError(f"no fine-tuning of {plan.study.path} is like {' and '.join(args.only)}; one is {example!r}")
+    failures: dict[str, str] = {}
+    for task in filter(lambda task: task.wanted, tasks):
+        if args.dry_run:
+            recorded = read_records(args.records) if args.records else {}
+            print("\n".join(_dry(task, machine, recorded)))
+        else:
+            failures |= _work_off(task, machine, args)
+    if failures:
+        wanted = {run.key: run for task in tasks for run in task.wanted}
+        named = "; ".join(f"{wanted[key].label}: {reason}" for key, reason in list(failures.items())[:3])
+        raise MuppetError(f"{len(failures)} of {len(wanted)} runs failed ({named}); mend that and run the study again")
+
+
+def _task(path: Path, args: argparse.Namespace) -> _Task:
+    study = read_study(path, args.scale, args.model)
     replaced = [name for name, start in study.starts.items() if start.pre_finetuning is not None]
     checkpoints = {name: path for start, path in args.checkpoint for name in ([start] if start else replaced)}
-    for path in checkpoints.values():
-        if not (path.is_file() or args.dry_run):
-            raise MuppetError(f"there is no checkpoint {path}; see --checkpoint")
+    for file in checkpoints.values():
+        if not (file.is_file() or args.dry_run):
+            raise MuppetError(f"there is no checkpoint {file}; see --checkpoint")
     plan = expand(study, checkpoints, updates=args.updates, seeds=args.seeds)
-    runs = args.runs or Path("runs") / study.model.path.stem
-    machine = _machine(args)
-    wanted = _wanted(plan, args.only)
-    if args.dry_run:
-        recorded = read_records(args.records) if args.records else {}
-        print("\n".join(_dry(study.model, wanted, runs, machine, recorded)))
-        return
+    return _Task(plan, args.runs or Path("runs") / study.model.path.stem, _wanted(plan, args.only))
+
+
+def _work_off(task: _Task, machine: Machine, args: argparse.Namespace) -> dict[str, str]:
+    """Do one study and report. Returns why runs failed, by key."""
+    study, runs, wanted = task.plan.study, task.runs, task.wanted
     if args.records:
         restore((run.folder for run in wanted), runs, args.records)
     _prepare(study.model, wanted)
-    command = shlex.join(["muppet", *sys.argv[1:]])
-    if plan.fine_tunings:
-        write_text(runs / "studies" / study.name / "study.json", json.dumps(_described(plan, command), indent=1) + "\n")
+    if task.plan.fine_tunings:
+        described = _described(task.plan, shlex.join(["muppet", *sys.argv[1:]]))
+        write_text(runs / "studies" / study.name / "study.json", json.dumps(described, indent=1) + "\n")
     try:
         failures = Driver(runs, machine, keep=args.keep_models).work_off(wanted)
     except KeyboardInterrupt:
         raise MuppetError(f"stopped; the same command goes on with what is in {runs}") from None
-    if plan.fine_tunings:
+    if task.plan.fine_tunings:
         report.run(Namespace(runs=[runs], out=None, records=args.records))
     else:  # there are no scores to report
         print("\n".join(str(runs / run.folder / "checkpoint_last.pt") for run in wanted if run.key not in failures))
-    if failures:
-        failed = [run for run in wanted if run.key in failures]
-        named = "; ".join(f"{run.label}: {failures[run.key]}" for run in failed[:3])
-        raise MuppetError(f"{len(failures)} of {len(wanted)} runs failed ({named}); mend that and run the study again")
+    return failures
 
 
 def _wanted(plan: Plan, patterns: list[str] | None) -> list[Run]:
-    """The runs to do: all, or the fine-tunings with such labels and what they start from."""
+    """The runs to do: all, or the fine-tunings with such labels, if there are any, and what they start from."""
     if not patterns:
         return plan.runs
     chosen = [r for r in plan.runs if r.judged.entries and all(fnmatch(r.label, pattern) for pattern in patterns)]
-    if not chosen:
-        example = next((run.label for run in plan.runs if run.judged.entries), "none")
-        raise MuppetError(f"no fine-tuning of {plan.study.path} is like {' and '.join(patterns)}; one is {example!r}")
     needed = {run.key for run in with_needed(chosen)}
     return [run for run in plan.runs if run.key in needed]
 
@@ -136,10 +161,9 @@ def _machine(args: Namespace) -> Machine:
     return Machine(names, gpus, tuple(args.launcher), args.workers)
 
 
-def _dry(
-    model: Model, wanted: list[Run], runs: Path, machine: Machine, recorded: dict[str, dict[str, Any]]
-) -> Iterable[str]:
+def _dry(task: _Task, machine: Machine, recorded: dict[str, dict[str, Any]]) -> Iterable[str]:
     """The commands of a study, as a shell would take them."""
+    model, runs, wanted = task.plan.study.model, task.runs, task.wanted
     yield f"export {' '.join(f'{name}={machine.threads}' for name in THREADS)}"
     if command := _import_command(model):
         yield shlex.join(command)
