@@ -951,8 +951,7 @@ def test_several_studies_are_done_one_after_another(toy, tmp_path, undisturbed, 
         cli.main(["study", str(first), str(tmp_path / "none.yaml"), "--runs", str(runs)])
     assert not runs.exists()
     shutil.copytree(undisturbed, runs)
-    status, said = run(first, runs, str(second))
-    assert status == 0, said
+    cli.main(["study", str(first), str(second), "--runs", str(runs), "--devices", "cpu:2"])
     assert {path.parent.name for path in runs.glob("studies/*/study.json")} == {"toy", "second"}
     assert [s.name for s in read_studies([runs]) for tuning in s.fine_tunings if tuning.run.finished] == (
         ["second"] * 3 + ["toy"] * 6
