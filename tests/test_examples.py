@@ -273,11 +273,12 @@ def check_nearest(words: list[str]) -> None:
 
 def check_lines(lines: list[str]) -> None:
     """Check a dry run: its encoder is missing, its datasets are known, its command lines parse."""
-    assert re.match(r"# there is no |muppet import-hf ", lines[0])
-    prepare = shlex.split(lines[1])
+    assert re.match(r"export OMP_NUM_THREADS=\d+ MKL_NUM_THREADS=\d+$", lines[0])
+    assert re.match(r"# there is no |muppet import-hf ", lines[1])
+    prepare = shlex.split(lines[2])
     assert prepare[:4] == ["python", "-m", "preprocess", "prepare"]
     assert {*prepare[prepare.index("--datasets") + 1].split(",")} <= CATALOG.keys()
-    commands = [line for line in lines[2:] if line and line[0] != "#"]
+    commands = [line for line in lines[3:] if line and line[0] != "#"]
     # those that differ in paths or seeds only are alike
     alike = {re.sub(r"\S*/\S*|--seed \d+", "", line): line for line in commands}
     kinds = defaultdict(int)
