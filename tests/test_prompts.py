@@ -267,6 +267,21 @@ def test_every_factor_of_a_decomposed_prompt_matters(tasks, backbones, arch):
         assert gradient.min() > 1e-5 * gradients["v"].max(), part
 
 
+def test_prompts_begin_alike_with_the_same_seed_of_theirs(tasks, backbones, monkeypatch):
+    """What is compared later (SPoT) is what they have learnt, also where runs differ in their seeds."""
+    task = tasks["roberta"]
+
+    def begins(seed: int, **options: Any) -> Tensor:
+        monkeypatch.setattr(task.cfg, "seed", seed)
+        options = {"tune": "prompts", "prompt_length": LENGTH} | options
+        model = build("roberta", task, backbones["roberta"], **options)
+        return model.prompts.fold()["animals"]
+
+    assert not torch.equal(begins(1), begins(2))
+    assert torch.equal(begins(1, prompt_seed=1), begins(2, prompt_seed=1))
+    assert torch.equal(begins(1), begins(2, prompt_seed=1))
+
+
 @pytest.mark.parametrize("model_type", ["bert", "roberta"])
 def test_states_are_those_of_transformers_with_the_prompt_as_embeddings(tmp_path, model_type):
     """Its positions, and BERT's segments, are added to all embeddings: they are taken from the prompt before."""
@@ -501,6 +516,7 @@ def test_adapters_begin_as_the_identity_and_then_change_states(tasks, backbones,
     [
         ({"tune": "prompts"}, "--tune prompts has prompts of 0 vectors: give --prompt-length at least 1"),
         ({"prompt_length": 5}, "--prompt-length is for --tune prompts: add that, or leave it out"),
+        ({"prompt_seed": 5}, "--prompt-seed is for --tune prompts: add that, or leave it out"),
         ({"tune": "bitfit", "prompt_length": 5}, "--prompt-length is for --tune prompts: add that, or leave it out"),
         ({"tune": "adapters", "adapter_dim": 0}, "--tune adapters has adapters of 0 hidden units: give --adapter-dim"),
         (

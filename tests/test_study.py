@@ -947,7 +947,7 @@ def test_several_studies_are_done_one_after_another(toy, tmp_path, undisturbed, 
     assert re.findall(r", (\d fine-tunings)\n", said_by("--only", "choices*")) == ["3 fine-tunings"]
     with pytest.raises(MuppetError, match=r"no fine-tuning of .* is like pre\*; one is 'animals from base, seed 1'"):
         said_by("--only", "pre*")
-    with pytest.raises(MuppetError, match="none.yaml cannot be read"):
+    with pytest.raises(MuppetError, match=r"none\.yaml cannot be read"):
         cli.main(["study", str(first), str(tmp_path / "none.yaml"), "--runs", str(runs)])
     assert not runs.exists()
     shutil.copytree(undisturbed, runs)

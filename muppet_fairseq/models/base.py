@@ -113,7 +113,8 @@ class WithHeads:
         if args.tune == "prompts":
             names = [spec.name for spec in task.specs]
             encoder, dictionary = self.text_encoder, task.dictionary
-            words = drawn_words(args.prompt_length, len(dictionary), dictionary.nspecial, task.cfg.seed)
+            seed = task.cfg.seed if args.prompt_seed is None else args.prompt_seed
+            words = drawn_words(args.prompt_length, len(dictionary), dictionary.nspecial, seed)
             with torch.no_grad():
                 matrix = encoder.read(words.to(encoder.embed_tokens.weight.device))
             self.prompts = PROMPT_TYPES[args.prompt_type](names, *matrix.shape)

@@ -32,12 +32,19 @@ def add_tuning_args(parser: ArgumentParser) -> None:
         help="with --tune prompts: a matrix for each dataset (default), a shared one times a matrix of rank 1 for each "
         "(MPT), or one for all",
     )
+    parser.add_argument(
+        "--prompt-seed",
+        type=int,
+        metavar="N",
+        help="with --tune prompts: draws the words that they begin with (default: --seed); only of prompts that began "
+        "alike does their similarity say anything",
+    )
     parser.add_argument("--adapter-dim", type=int, metavar="N", help="with --tune adapters: hidden units of one (64)")
 
 
 def tuning_arguments(args: Namespace) -> None:
     """Complete the model's arguments."""
-    defaults = {"tune": "all", "prompt_length": 0, "prompt_type": "vanilla", "adapter_dim": 64}
+    defaults = {"tune": "all", "prompt_length": 0, "prompt_type": "vanilla", "prompt_seed": None, "adapter_dim": 64}
     for name, value in defaults.items():
         setattr(args, name, getattr(args, name, value))
 
@@ -49,6 +56,8 @@ def check_tuning(args: Namespace) -> None:
         raise MuppetError("--backbone names what is frozen: add --tune, or start from it with --finetune-from-model")
     if args.tune != "prompts" and args.prompt_length:
         raise MuppetError("--prompt-length is for --tune prompts: add that, or leave it out")
+    if args.tune != "prompts" and args.prompt_seed is not None:
+        raise MuppetError("--prompt-seed is for --tune prompts: add that, or leave it out")
     if args.tune == "all":
         return
     kept = (getattr(args, f"{side}_layers_to_keep", None) for side in ("encoder", "decoder"))
