@@ -742,6 +742,9 @@ def test_versions_that_differ_are_all_said(tmp_path):
     assert "torch 2.13.0 and 9" in text
     assert "on 2 CPU cores, x86_64 and one GPU." in text
     assert "- `muppet study examples/studies/batching.yaml --scale mini`" in text
+    first = run_json(tmp_path, tuning)["name"]
+    again = f"examples/studies/batching.yaml --scale mini --only {first} --runs again`"
+    assert f"A single run again: `muppet study {again}" in text
 
 
 def test_tables_of_labels_that_are_markdown(tmp_path):

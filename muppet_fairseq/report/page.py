@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -223,6 +224,9 @@ def _hyper_parameters(section: Section) -> list[str]:
 def _made_with(section: Section) -> list[str]:
     commands = list(dict.fromkeys(scores.study.command for scores in section.models))
     parts = ["\n".join(f"- `{command}`" for command in commands)]
+    name = next((tuning.run.name for tuning in section.study.fine_tunings if tuning.run.name), None)
+    if name:
+        parts.append(f"A single run again: `{commands[0]} --only {shlex.quote(name)} --runs again`")
     if section.versions:
         found = ", ".join(f"{name} {' and '.join(numbers)}" for name, numbers in section.versions.items())
         parts.append(plain(f"{found}; on {' and '.join(section.hardware)}."))

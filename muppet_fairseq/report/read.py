@@ -45,6 +45,7 @@ class Run:
     """One training run; what is not known of it is None or empty."""
 
     path: str
+    name: str = ""
     state: str = NOT_STARTED
     reason: str | None = None
     seconds: float | None = None
@@ -297,6 +298,7 @@ def _of(where: str, found: dict[str, Any]) -> Run:
     training = found["training"] if state == "finished" else {}
     return Run(
         path=where,
+        name=_text(found.get("name")),
         state=state,
         reason=_known(str, found.get("reason")),
         seconds=_known(float, found.get("seconds")),
