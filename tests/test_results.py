@@ -25,7 +25,8 @@ _LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]*)\)")
 #: what a number must not touch: R3F, §5.2 and mini_scale_4 are names
 _NUMBER = re.compile(r"(?<![\w§.,+-])[+-]?\d[\d,]*(?:\.\d+)?(?![\w-])")
 #: numbers that are names of places in a paper, and the level of the intervals
-_NAMES = re.compile(r"\b(?:Figure|Table|Section|Eq\.|Wang et al\.) \d+(?:\.\d+)*|\b95%")
+_PLACE = r"\d+(?:\.\d+)*"
+_NAMES = re.compile(rf"\b(?:Figure|Table|Section|Eq\.)s? {_PLACE}(?:(?:,| and| to) {_PLACE})*|\b95%")
 
 
 @functools.cache
@@ -39,7 +40,8 @@ def recorded(target: str, folder: Path) -> Any:
 
     In ``report.json``, that is ``STUDY[/VARIANT]/START/COLUMN/FIGURE``, where FIGURE is of the cell (``mean``, ``sd``)
     or of its comparison with the base (``difference``, ``over_seeds.low``, ``over_examples.p``), or
-    ``STUDY[/VARIANT]/START/pre_finetuning/FIGURE``. Elsewhere, a list or a mapping stands for its length.
+    ``STUDY[/VARIANT]/START/pre_finetuning/FIGURE`` (``loss``, ``teachers.0.loss``). Elsewhere, a list or a mapping
+    stands for its length.
     """
     name, _, fragment = target.partition("#")
     found = content((folder / name).resolve())
@@ -58,7 +60,7 @@ def recorded(target: str, folder: Path) -> Any:
         entries = model["cells"] if figure in ("mean", "sd") else study["comparisons"]
     (one,) = (entry for entry in entries if place.items() <= entry.items())
     for key in figure.split("."):
-        one = one[key]
+        one = one[int(key)] if isinstance(one, list) else one[key]
     return one
 
 
@@ -136,7 +138,7 @@ def folder(tmp_path: Path) -> Path:
     "text",
     [
         "[41.3](report.json#one/mpt/Short%20texts/mean), [-2.0 points](report.json#one/mpt/Short%20texts/difference)",
-        "[-2.5](report.json#one/mpt/Short%20texts/over_seeds.low) at least, as R3F in §5.2 and Figure 2 (95%).",
+        "[-2.5](report.json#one/mpt/Short%20texts/over_seeds.low) at least, as R3F in §5.2, Tables 3 and 4 (95%).",
         "After [1,100 updates](report.json#one/mpt/pre_finetuning/updates); `--seeds 4` of mini_scale_4.",
         "[3 seeds](model.yaml#fine_tuning/seeds) of [2](model.yaml#fine_tuning/names)",
         "# 5 things\n\n```sh\nsleep 5\n```\n\nnone",
