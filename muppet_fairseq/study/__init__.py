@@ -119,7 +119,9 @@ def _work_off(task: _Task, machine: Machine, args: argparse.Namespace) -> dict[s
     study, runs, wanted = task.plan.study, task.runs, task.wanted
     if args.records:
         restore((run.folder for run in wanted), runs, args.records)
-    _prepare(study.model, wanted)
+    left = [run for run in wanted if read_run(runs / run.folder).get("state") != "finished"]
+    if left:
+        _prepare(study.model, with_needed(left))
     if task.plan.fine_tunings:
         described = _described(task.plan, shlex.join(["muppet", *sys.argv[1:]]))
         write_text(runs / "studies" / study.name / "study.json", json.dumps(described, indent=1) + "\n")
