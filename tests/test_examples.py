@@ -214,7 +214,8 @@ def study_of(words: list[str]) -> Study:
     command.add_arguments(parser)
     assert words[0] == "study"
     args = parser.parse_args(words[1:])
-    return read_study(args.study, args.scale, args.model)
+    (path,) = args.study
+    return read_study(path, args.scale, args.model)
 
 
 def runs_of(words: list[str]) -> list[Run]:

@@ -291,7 +291,7 @@ def test_what_is_wrong_in_a_file_is_one_sentence_with_its_line(tmp_path, case):
 def test_a_dry_run_prints_all_commands_of_a_run(plan, tmp_path):
     expanded = plan({"starts": STARTS})
     wanted = study._wanted(expanded, ["animals from spot*"])
-    lines = list(study._dry(expanded.study.model, wanted, tmp_path, Machine(("cpu 0",), gpus=False)))
+    lines = list(study._dry(study._Task(expanded, tmp_path, wanted), Machine(("cpu 0",), gpus=False), {}))
     assert "# 3 pre-finetunings, 2 fine-tunings" in "\n".join(lines)
     (line,) = [line for line in lines if line.startswith("muppet nearest ")]
     assert line.endswith(f" > {tmp_path / only(expanded, 'spot').folder / 'nearest.txt'}")
