@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from functools import partial
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 from fairseq.data import Dictionary
 from fairseq.data.data_utils import load_indexed_dataset
+from tqdm import tqdm
 
 import preprocess.__main__ as command
 from muppet_fairseq.data.binarized import BinarizedSplit
@@ -885,8 +887,14 @@ class TestInterruption:
     ) -> None:
         out = tmp_path / "out"
         make = partial(command.prepare, four, tokenizer, out, Fetch(raw, raw))
+
+        def make_alone() -> None:
+            # tqdm's own lock is shared with forks: one that is killed while it writes would keep it for ever
+            tqdm.set_lock(threading.RLock())
+            make()
+
         # a fork has all imported; what is measured and killed is the preparation alone
-        process = multiprocessing.get_context("fork").Process(target=make)
+        process = multiprocessing.get_context("fork").Process(target=make_alone)
         process.start()
         process.join(undisturbed.seconds * random.Random(moment).random())
         process.kill()
