@@ -91,9 +91,9 @@ def run(args: argparse.Namespace) -> None:
         example = next((run.label for run in plan.runs if run.judged.entries), "none")
         raise MuppetError(f"no fine-tuning of {plan.study.path} is like {' and '.join(args.only)}; one is {example!r}")
     failures: dict[str, str] = {}
+    recorded = read_records(args.records) if args.dry_run and args.records else {}
     for task in filter(lambda task: task.wanted, tasks):
         if args.dry_run:
-            recorded = read_records(args.records) if args.records else {}
             print("\n".join(_dry(task, machine, recorded)))
         else:
             failures |= _work_off(task, machine, args)
