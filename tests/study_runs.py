@@ -55,8 +55,8 @@ def column(label: str, *datasets: str, group: str = "") -> dict[str, Any]:
 
 
 def start(name: str, x: float = 0) -> dict[str, Any]:
-    run = None if name == "base" else f"pre_finetuning/{name}"
-    return {"name": name, "label": name.replace("_", " "), "x": x, "run": run}
+    runs = [] if name == "base" else [f"pre_finetuning/{name}"]
+    return {"name": name, "label": name.replace("_", " "), "x": x, "runs": runs}
 
 
 def write_study(
@@ -75,8 +75,8 @@ def write_study(
     """Write a study all of whose runs have finished; every column is fine-tuned by itself. Returns study.json."""
     fine_tunings = []
     for begin in starts:
-        if begin["run"]:
-            write_run(runs, begin["run"])
+        for path in begin["runs"]:
+            write_run(runs, path)
         for variant in variants:
             for datasets in [entry["datasets"] for entry in columns]:
                 for number, point in enumerate(grid):

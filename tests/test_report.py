@@ -267,7 +267,7 @@ def scores_of_finished(
 
 def test_nothing_has_started(tmp_path, capsys):
     study = write_study(tmp_path, skill)
-    for path in [t["run"] for t in study["fine_tunings"]] + [s["run"] for s in study["starts"] if s["run"]]:
+    for path in [t["run"] for t in study["fine_tunings"]] + [path for s in study["starts"] for path in s["runs"]]:
         (tmp_path / path / "run.json").unlink()
     cli.main(["report", str(tmp_path)])
     assert "20 runs: 20 not started." in capsys.readouterr().out
@@ -693,11 +693,32 @@ def test_teachers_are_runs_of_the_study(tmp_path):
     write_study(tmp_path, skill, starts=[start("base"), *taught])
     section = section_of(tmp_path)
     rows = rows_of(pre_finetuning_table(section))
-    assert rows[1] == ["2 teachers of batch homogeneous, batch heterogeneous", "finished", "60", "1.000", "14"]
+    assert rows[1] == ["2 teachers of batch homogeneous, batch heterogeneous", "finished", "2", "60", "1.000", "14"]
     assert len(rows) == 4
     assert "22 runs: 22 finished." in page([section])
     (model,) = describe([section])["studies"]["batching"]["models"]
     assert [run["path"] for run in model["pre_finetuning"][0]["teachers"]] == paths
+
+
+def test_pre_finetunings_of_several_seeds_are_one_row(tmp_path):
+    paths = [f"pre_finetuning/seed-{number}" for number in range(3)]
+    seeds = start("batch_homogeneous") | {"runs": paths}
+    study = write_study(tmp_path, skill, starts=[start("base"), seeds])
+    for number, path in enumerate(paths):
+        write_run(tmp_path, path, training={"updates": 30, "loss": 0.5 + number}, seconds=7.0)
+    rows = rows_of(pre_finetuning_table(section_of(tmp_path)))
+    assert rows == [
+        ["batching strategy", "state", "runs", "updates", "mean scaled loss", "seconds"],
+        ["batch homogeneous", "finished", "3", "90", "1.500", "21"],
+    ]
+    (model,) = describe([section_of(tmp_path)])["studies"]["batching"]["models"]
+    assert [run["path"] for run in model["pre_finetuning"][0]["runs"]] == paths
+    # as earlier versions wrote it, which knew one
+    for begin in study["starts"]:
+        begin["run"] = next(iter(begin.pop("runs")), None)
+    (tmp_path / "studies" / "batching" / "study.json").write_text(json.dumps(study))
+    rows = rows_of(pre_finetuning_table(section_of(tmp_path)))
+    assert rows[1] == ["batch homogeneous", "finished", "1", "30", "0.500", "7"]
 
 
 def test_the_numbers_as_json(reported):
@@ -724,11 +745,15 @@ def test_the_numbers_as_json(reported):
     assert first["results"]["piqa"]["metrics"]["accuracy"] == pytest.approx(
         100 * run_json(reported, {"run": first["path"]})["results"]["piqa"]["metrics"]["accuracy"]
     )
-    assert model["pre_finetuning"][0] | {"start": "", "path": ""} == {
-        "start": "",
-        "path": "",
-        **{"state": "finished", "reason": None, "updates": 60, "loss": 0.83, "seconds": 12.3},
-        **{"parameters": None, "teachers": []},
+    assert model["pre_finetuning"][0] == {
+        "start": "batch_homogeneous",
+        "runs": [
+            {
+                **{"path": "pre_finetuning/batch_homogeneous", "state": "finished", "reason": None, "updates": 60},
+                **{"loss": 0.83, "seconds": 12.3, "parameters": None},
+            }
+        ],
+        "teachers": [],
     }
     assert studies["batching"]["versions"]["torch"] == ["2.13.0"]
 

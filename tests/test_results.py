@@ -40,8 +40,8 @@ def recorded(target: str, folder: Path) -> Any:
 
     In ``report.json``, that is ``STUDY[/VARIANT]/START/COLUMN/FIGURE``, where FIGURE is of the cell (``mean``, ``sd``)
     or of its comparison with the base (``difference``, ``over_seeds.low``, ``over_examples.p``), or
-    ``STUDY[/VARIANT]/START/pre_finetuning/FIGURE`` (``loss``, ``teachers.0.loss``). Elsewhere, a list or a mapping
-    stands for its length.
+    ``STUDY[/VARIANT]/START/pre_finetuning/FIGURE`` (``runs.0.loss``, ``teachers.0.loss``). Elsewhere, a list or a
+    mapping stands for its length.
     """
     name, _, fragment = target.partition("#")
     found = content((folder / name).resolve())
@@ -126,7 +126,7 @@ def test_every_number_of_a_page_names_its_record(name):
 def folder(tmp_path: Path) -> Path:
     """One study with a cell of 41.26 and a difference of -1.96."""
     place = {"start": "mpt", "variant": None, "column": "Short texts"}
-    model = {"cells": [{**place, "mean": 41.26}], "pre_finetuning": [{"start": "mpt", "updates": 1100}]}
+    model = {"cells": [{**place, "mean": 41.26}], "pre_finetuning": [{"start": "mpt", "runs": [{"updates": 1100}]}]}
     comparisons = [{**place, "difference": -1.96, "over_seeds": {"low": -2.5}}]
     report = {"studies": {"one": {"models": [model], "comparisons": comparisons}}}
     (tmp_path / "report.json").write_text(json.dumps(report))
@@ -139,7 +139,7 @@ def folder(tmp_path: Path) -> Path:
     [
         "[41.3](report.json#one/mpt/Short%20texts/mean), [-2.0 points](report.json#one/mpt/Short%20texts/difference)",
         "[-2.5](report.json#one/mpt/Short%20texts/over_seeds.low) at least, as R3F in §5.2, Tables 3 and 4 (95%).",
-        "After [1,100 updates](report.json#one/mpt/pre_finetuning/updates); `--seeds 4` of mini_scale_4.",
+        "After [1,100 updates](report.json#one/mpt/pre_finetuning/runs.0.updates); `--seeds 4` of mini_scale_4.",
         "[3 seeds](model.yaml#fine_tuning/seeds) of [2](model.yaml#fine_tuning/names)",
         "# 5 things\n\n```sh\nsleep 5\n```\n\nnone",
     ],

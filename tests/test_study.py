@@ -318,6 +318,13 @@ def test_fine_tunings_take_turns_at_pre_finetunings(plan):
     assert [run.after for run in fine_tunings(expanded)] == [None] * 5
     # what others wait for comes first, then seed by seed
     assert [run.seed for run in expanded.runs] == [1, 2, 1, 2] + [seed for seed in range(1, 6) for _ in range(6)]
+    # and no pre-finetuning that nothing starts from
+    one = plan({"pre_finetuning": {"seeds": 2}, "fine_tuning": {"seeds": 5}}, seeds=1)
+    assert [run.key for runs in one.pre_finetunings.values() for run in runs] == [
+        runs[0].key for runs in expanded.pre_finetunings.values() if runs
+    ]
+    alone = plan({"pre_finetuning": {"seeds": 2}, "columns": {}}, seeds=1)
+    assert [len(runs) for runs in alone.pre_finetunings.values() if runs] == [2, 2]
 
 
 def test_a_shared_run_is_done_once(plan):

@@ -69,9 +69,9 @@ def _model(label: str, scores: Scores) -> dict[str, Any]:
             for choice in scores.choices
         ],
         "pre_finetuning": [
-            {"start": start.name, **_run(start.run), "teachers": [_run(teacher) for teacher in start.teachers]}
+            {"start": start.name, **{kind: list(map(_run, getattr(start, kind))) for kind in ("runs", "teachers")}}
             for start in study.starts
-            if start.run
+            if start.runs
         ],
         "fine_tunings": _fine_tunings(study),
     }

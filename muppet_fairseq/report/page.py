@@ -94,7 +94,10 @@ def _section(section: Section) -> list[str]:
         parts += ["### Compared with the base", *_in_words(section), *_comparisons(section)]
     parts += ["### Hyper-parameters", *_hyper_parameters(section)]
     if pre_finetuning := pre_finetuning_table(section):
-        words = "Mean scaled loss of the last epoch: uniform predictions cost 1."
+        words = (
+            "Mean scaled loss of the last epoch: uniform predictions cost 1. Of several runs (seeds, teachers), "
+            "updates and seconds are sums, the loss is their mean."
+        )
         parts += ["### Pre-finetuning", pre_finetuning, words]
     return [*parts, "### Made with", *_made_with(section)]
 

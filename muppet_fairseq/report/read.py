@@ -65,13 +65,13 @@ class Run:
 class Start:
     """What a fine-tuning starts from: the base model (the first of a study) or a pre-finetuned one.
 
-    ``run`` is the pre-finetuning, ``teachers`` those that it distils.
+    ``runs`` are its pre-finetunings, one for each seed, ``teachers`` those that they distil.
     """
 
     name: str
     label: str
     x: float
-    run: Run | None
+    runs: tuple[Run, ...]
     teachers: tuple[Run, ...] = ()
 
 
@@ -133,7 +133,7 @@ class Study:
     @property
     def runs(self) -> list[Run]:
         """Every run of the study once, pre-finetuning first."""
-        runs = [run for start in self.starts for run in (*start.teachers, start.run) if run]
+        runs = [run for start in self.starts for run in (*start.teachers, *start.runs)]
         runs += [tuning.run for tuning in self.fine_tunings]
         return list({run.path: run for run in runs}.values())
 
@@ -216,7 +216,7 @@ def _study(path: Path, folder: Path, runs: dict[str, Run]) -> Study:
                     name=entry["name"],
                     label=str(entry["label"]),
                     x=float(place if entry["x"] is None else entry["x"]),
-                    run=run_at(entry["run"]) if entry["run"] else None,
+                    runs=tuple(map(run_at, _pre_finetunings(entry))),
                     # earlier versions knew no teachers
                     teachers=tuple(map(run_at, entry.get("teachers", ()))),
                 )
@@ -245,6 +245,13 @@ def _study(path: Path, folder: Path, runs: dict[str, Run]) -> Study:
             place = folder / tuning.run.path / "run.json"
             raise MuppetError(f"{place} has no result of {absent[0]}; delete that folder and run the study again")
     return study
+
+
+def _pre_finetunings(entry: dict[str, Any]) -> list[str]:
+    """Paths of a start's pre-finetunings; earlier versions knew one."""
+    if "runs" in entry:
+        return list(entry["runs"])
+    return [entry["run"]] if entry["run"] else []
 
 
 def _text(value: Any) -> str:

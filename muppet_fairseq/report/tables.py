@@ -194,7 +194,7 @@ def choices_table(section: Section) -> str:
 
 
 def pre_finetuning_table(section: Section) -> str | None:
-    """Updates, loss and time of every pre-finetuning run, and of its teachers together; None where there is none."""
+    """Updates, loss and time of each start's pre-finetunings, and of their teachers; None where there is none."""
     key = [*_key(section, "model", section.study.axis), "state"]
     rows = []
     for model, scores in zip(section.labels, section.models, strict=True):
@@ -205,13 +205,13 @@ def pre_finetuning_table(section: Section) -> str | None:
         for teachers, starts in taught.items():
             rows.append([*_key(section, model, f"{len(teachers)} teachers of {', '.join(starts)}"), *_course(teachers)])
         for start in scores.study.starts:
-            if start.run:
-                rows.append([*_key(section, model, start.label), *_course([start.run])])
-    return table([*key, "updates", "mean scaled loss", "seconds"], rows, len(key)) if rows else None
+            if start.runs:
+                rows.append([*_key(section, model, start.label), *_course(start.runs)])
+    return table([*key, "runs", "updates", "mean scaled loss", "seconds"], rows, len(key)) if rows else None
 
 
 def _course(runs: Sequence[Run]) -> list[str]:
-    """State, updates, loss and seconds of a run, or of several: sums and the mean loss."""
+    """State, number, updates, loss and seconds of a run, or of several: sums and the mean loss."""
     states = Counter(run.state for run in runs)
     words = ", ".join(states) if len(states) == 1 else ", ".join(f"{n} {state}" for state, n in states.items())
     updates, losses, seconds = (
@@ -219,6 +219,7 @@ def _course(runs: Sequence[Run]) -> list[str]:
     )
     return [
         words,
+        str(len(runs)),
         _number(sum(updates) if updates else None, "d"),
         _number(sum(losses) / len(losses) if losses else None, ".3f"),
         _number(sum(seconds) if seconds else None, ".0f"),

@@ -245,8 +245,8 @@ def _described(plan: Plan, command: str) -> dict[str, object]:
     for name, start in {BASE: study.base, **study.starts}.items():
         runs = plan.pre_finetunings[name]
         x = start.x if start.x is not None or not runs else len(runs[0].suite.entries)
-        before = {"run": str(runs[0].folder) if runs else None}
-        before["teachers"] = [str(teacher.folder) for teacher in runs[0].teachers] if runs else []
+        teachers = list(dict.fromkeys(str(teacher.folder) for run in runs for teacher in run.teachers))
+        before = {"runs": [str(run.folder) for run in runs], "teachers": teachers}
         starts.append({"name": name, "label": start.label, "x": x, **before})
     return {
         "format": FORMAT,

@@ -69,7 +69,7 @@ class Driver:
         self._told = time.monotonic()
 
     def work_off(self, runs: Iterable[Run]) -> dict[str, str]:
-        """Do all runs that are not finished; returns why runs failed, by key.
+        """Do all runs that are not finished; returns why runs failed, by key, in the order of ``runs``.
 
         Runs that others need come first in ``runs``. One that failed earlier is tried again; one that needs another
         that fails is left out. When this ends early, by Ctrl-C or an error, its processes end, too.
@@ -77,7 +77,8 @@ class Driver:
         Raises:
             MuppetError: a run wants more devices than there are, or its ``run.json`` cannot be read.
         """
-        for run in reversed(list(runs)):
+        runs = list(runs)
+        for run in reversed(runs):
             self.machine.places(run)
             described = run_folder.read_run(self.runs / run.folder)
             if self._is_done(run, described):
@@ -101,7 +102,7 @@ class Driver:
                 job.process.terminate()
             for job in self._jobs:
                 job.process.join()
-        return self._failures
+        return {run.key: self._failures[run.key] for run in runs if run.key in self._failures}
 
     def _is_done(self, run: Run, described: dict[str, Any]) -> bool:
         """Finished, with its model still there if another run needs that: records (``--records``) have no models."""

@@ -110,7 +110,10 @@ class FineTuning:
 
 @dataclass(frozen=True)
 class Plan:
-    """All runs of a study: ``pre_finetunings`` by start (several where they differ in their seeds)."""
+    """All runs of a study: ``pre_finetunings`` by start (several where they differ in their seeds).
+
+    Where there are fine-tunings, only those pre-finetunings that one of them starts from.
+    """
 
     study: Study
     pre_finetunings: dict[str, list[Run]]
@@ -176,6 +179,9 @@ def expand(
         tunings += found
     order = list(starts)
     tunings.sort(key=lambda tuning: order.index(tuning.start))
+    if tunings:
+        needed = {run.key for run in with_needed(tuning.run for tuning in tunings)}
+        before = {name: [run for run in runs if run.key in needed] for name, runs in before.items()}
     return Plan(study, before, tunings)
 
 

@@ -11,12 +11,14 @@ import os
 import signal
 import sys
 import sysconfig
+import threading
 from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import IO
 
 import torch
+from tqdm import tqdm
 
 from muppet_fairseq import compat, trainer
 from muppet_fairseq.models import bart, roberta  # noqa: F401 - --user-dir imports no models where it was imported before
@@ -74,6 +76,8 @@ def _work(words: tuple[str, ...], output: Path, errors: Path, environment: dict[
     _end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    # forks share tqdm's own lock: one that is killed while it has it would leave all others waiting
+    tqdm.set_lock(threading.RLock())
     # a log goes on where the last attempt ended; results and errors are those of this attempt
     with open(output, "ab" if output.suffix == ".log" else "wb") as out, open(errors, "wb") as err:
         os.dup2(out.fileno(), 1)
