@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from muppet_fairseq.families import FAMILIES
 from preprocess.catalog import CATALOG, mini
@@ -32,11 +33,19 @@ _SIZES = (10, 15, 20, 25, 30, 35, 40)
 _BATCHING_SIZE = 35
 
 #: what the mini studies fine-tune on: two that all suites have, three that none has; the last has many test rows
-_MINI_SEEN = ("mini_commonsense_qa", "mini_piqa")
+_MINI_SEEN = ("mini_commonsense_qa", "mini_siqa")
 _MINI_UNSEEN = ("mini_openbookqa", "mini_disambiguation_qa", "mini_privacy_policy")
 #: with the two seen ones, a dataset of each family in the smallest suite
 _MINI_FIRST = (*_MINI_SEEN, "mini_boolq", "mini_disflqa")
 _MINI_STEP = 4
+#: of how many examples the mini suites train: all would take hours on two CPU cores. What has long rows, or several
+#: windows for an example, has the fewest; datasets that are not here are small and give all they have
+_MINI_EXAMPLES = {
+    **{"mini_piqa": 600, "mini_boolq": 300, "mini_disflqa": 150, "mini_medqa_drugs": 30, "mini_mmlu_clinical": 60},
+    **{"mini_medmcqa_dental": 300, "mini_abstract_narrative": 30, "mini_efficientqa": 1500, "mini_logiqa": 30},
+    **{"mini_medqa": 30, "mini_siqa": 700, "mini_quac": 20, "mini_mmlu": 75, "mini_narrativeqa": 16},
+    **{"mini_medmcqa": 200, "mini_bbq": 200},
+}
 
 
 def suites(seed: int = 1) -> dict[str, str]:
@@ -88,16 +97,24 @@ def _mini_scale(seed: int) -> dict[str, str]:
     order = [*_MINI_FIRST, *_drawn(rest, seed, "mini")]
     sizes = {f"mini_scale_{size}.yaml": size for size in range(_MINI_STEP, len(order), _MINI_STEP)}
     sizes["mini_scale_all.yaml"] = len(order)
-    return {name: _suite(_about_mini(size, len(order)), order[:size], seed) for name, size in sizes.items()}
+    return {
+        name: _suite(_about_mini(size, len(order)), order[:size], seed, _MINI_EXAMPLES) for name, size in sizes.items()
+    }
 
 
-def _suite(about: Sequence[str], names: Sequence[str], seed: int) -> str:
-    """A suite file: the paragraphs ``about`` it as comments, then a line for each dataset."""
+def _suite(
+    about: Sequence[str], names: Sequence[str], seed: int, examples: Mapping[str, int] = MappingProxyType({})
+) -> str:
+    """A suite file: the paragraphs ``about`` it as comments, then a line for each dataset.
+
+    ``examples``: on how many to train, of those datasets that do not give all.
+    """
     made = f"Made by 'python -m preprocess suites --out examples/suites --seed {seed}'; edit a copy, not this file."
     header = [line for paragraph in (*about, made) for line in textwrap.wrap(paragraph, 108, break_on_hyphens=False)]
-    width = max(map(len, names))
+    entries = [f"{{name: {name}, examples: {examples[name]}}}" if name in examples else name for name in names]
+    width = max(map(len, entries))
     total = _examples(names)
-    lines = [f"- {name:{width}}  # {_remark(name, total)}" for name in names]
+    lines = [f"- {entry:{width}}  # {_remark(name, total)}" for entry, name in zip(entries, names, strict=True)]
     return "".join(f"{line}\n" for line in [*(f"# {line}" for line in header), *lines])
 
 
@@ -183,4 +200,5 @@ def _about_mini(size: int, count: int) -> list[str]:
         f"family; the others follow in random order.",
         f"{_listed(_MINI_UNSEEN)} are in none of them: they are what to fine-tune on as unseen. Summarization is left "
         f"out, as it needs a decoder.",
+        "Large datasets give as many examples as an hour or two on two CPU cores allow.",
     ]
