@@ -121,7 +121,12 @@ def test_comparisons_are_scipys(tmp_path):
                 assert test.p == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
                 assert (test.pairs, test.difference) == (len(differences), pytest.approx(differences.mean()))
             assert found.difference == pytest.approx((ours - base).mean())
-        assert comparison(section, begin, "mean").over_examples is None
+        gains = [
+            np.subtract(*(examples_of(tmp_path, study, name, dataset).mean(axis=0) for name in (begin, "base")))
+            for dataset in ("piqa", "boolq")
+        ]
+        welch = stats.ttest_ind(gains[0], -gains[1], equal_var=False)
+        assert comparison(section, begin, "mean").over_examples.p == pytest.approx(welch.pvalue)
         both = [np.mean([scores_of(tmp_path, study, n, d) for d in ("piqa", "boolq")], axis=0) for n in (begin, "base")]
         assert comparison(section, begin, "mean").over_seeds.p == pytest.approx(stats.ttest_rel(*both).pvalue)
     for kind in ("over_seeds", "over_examples"):
@@ -136,7 +141,7 @@ SCORES = st.lists(st.tuples(st.integers(0, 100), st.integers(0, 100)), min_size=
 def test_paired_is_students_test(pairs):
     values, base = np.array(pairs, dtype=float).T
     differences = values - base
-    found = paired(values, base)
+    found = paired(differences)
     if len(set(differences)) == 1:
         assert found is None
         return
@@ -146,6 +151,26 @@ def test_paired_is_students_test(pairs):
     half = stats.t.ppf(0.975, n - 1) * differences.std(ddof=1) / np.sqrt(n)
     assert found.low == pytest.approx(differences.mean() - half, abs=1e-9)
     assert found.high == pytest.approx(differences.mean() + half, abs=1e-9)
+
+
+@given(SCORES, SCORES)
+def test_the_mean_of_two_columns_is_welchs_test(one, two):
+    first, second = (np.array(pairs, dtype=float) @ (1, -1) for pairs in (one, two))
+    found = paired(first, second)
+    if max(np.ptp(first), np.ptp(second)) == 0:
+        assert found is None
+        return
+    assert found.pairs == len(first) + len(second)
+    assert found.difference == pytest.approx((first.mean() + second.mean()) / 2)
+    # that the sum of two means is 0 is that the one equals the other's negative
+    welch = stats.ttest_ind(first, -second, equal_var=False)
+    interval = welch.confidence_interval(0.95)
+    assert found.p == pytest.approx(welch.pvalue, abs=1e-12)
+    assert (found.low, found.high) == pytest.approx((interval.low / 2, interval.high / 2), abs=1e-9)
+
+
+def test_a_column_of_one_example_has_no_test():
+    assert paired(np.array([1.0, 2.0, 4.0]), np.array([1.0])) is None
 
 
 def test_holm_by_hand():
@@ -284,7 +309,7 @@ def test_one_seed_has_no_spread_and_no_test_over_seeds(tmp_path):
     assert "±" not in text
     assert text.count("One seed") == 1
     assert all(c.over_seeds is None for c in section.comparisons)
-    assert all(c.over_examples for c in section.comparisons if c.column != "mean")
+    assert all(c.over_examples for c in section.comparisons)
 
 
 def test_different_numbers_of_test_examples(tmp_path):
@@ -294,7 +319,7 @@ def test_different_numbers_of_test_examples(tmp_path):
     assert comparison(section, "batch_homogeneous", "PIQA").over_examples is None
     assert comparison(section, "batch_homogeneous", "BoolQ").over_examples
     text = page([section])
-    assert "No test over examples, because the runs have different numbers of test examples: PIQA." in text
+    assert "No test over examples, because the runs have different numbers of test examples: PIQA, mean." in text
     assert text.count("Not tested: PIQA (") == 2
 
 
@@ -305,9 +330,10 @@ def test_the_words_tell_gains_from_noise(tmp_path):
     assert sure.over_examples.holm < 0.05 < unsure.over_examples.holm
     text = page([section])
     mean = np.mean([comparison(section, "batch_heterogeneous", label).difference for label in ("PIQA", "BoolQ")])
+    test = comparison(section, "batch_heterogeneous", "mean").over_examples
     assert (
-        f"- **batch heterogeneous**: {mean:+.1f} points on average, higher on 2 of 2. Significant: "
-        f"PIQA ({sure.difference:+.1f}); BoolQ (" in text
+        f"- **batch heterogeneous**: {mean:+.1f} points on average ({test.low:+.1f} to {test.high:+.1f}), "
+        f"higher on 2 of 2. Significant: PIQA ({sure.difference:+.1f}); BoolQ (" in text
     )
     assert re.search(r"- \*\*batch homogeneous\*\*: .* Not significant: PIQA \(.*\); BoolQ \(.*\)\.\n", text)
 

@@ -109,7 +109,9 @@ def test_the_suites_have_what_is_called_seen_and_not_what_is_called_kept_out():
 def test_another_seed_draws_others_but_keeps_what_is_fixed():
     one, two = suites(1), suites(2)
     assert list(one) == list(two)
-    drawn = {name: [re.findall(r"^- (?:{name: )?(\w+)", text[name], re.MULTILINE) for text in (one, two)] for name in one}
+    drawn = {
+        name: [re.findall(r"^- (?:{name: )?(\w+)", text[name], re.MULTILINE) for text in (one, two)] for name in one
+    }
     same = {name for name, (first, second) in drawn.items() if first == second}
     assert same == {"paper.yaml", "paper_roberta.yaml", "mini_scale_4.yaml"}
     for first, second in drawn.values():

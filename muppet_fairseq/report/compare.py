@@ -9,14 +9,17 @@ import numpy as np
 from scipy import stats
 
 from muppet_fairseq.report.read import Start
-from muppet_fairseq.report.scores import MEAN, Cell, Scores
+from muppet_fairseq.report.scores import Cell, Scores
 
 LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """A paired t-test: the mean difference in points, its 95% interval, p, and p after Holm's correction."""
+    """A paired t-test: the mean difference in points, its 95% interval, p, and p after Holm's correction.
+
+    ``pairs`` are those of all columns together.
+    """
 
     pairs: int
     difference: float
@@ -43,16 +46,22 @@ class Comparison:
     no_examples: str | None = None
 
 
-def paired(values: np.ndarray, base: np.ndarray) -> PairedTest | None:
-    """Student's paired t-test. None with fewer than two pairs, or where all differences are the same: no spread."""
-    differences = values - base
-    if len(differences) < 2 or np.ptp(differences) < 1e-9:
+def paired(differences: np.ndarray, *others: np.ndarray) -> PairedTest | None:
+    """Student's paired t-test of differences ``[pairs]``, or of the mean of the means of several columns' differences.
+
+    Columns are independent samples, with degrees of freedom as Welch (1947) has them. None where a column has fewer
+    than two pairs, or all differences are the same: no spread.
+    """
+    columns = (differences, *others)
+    if min(map(len, columns)) < 2 or max(map(np.ptp, columns)) < 1e-9:
         return None
-    found = stats.ttest_rel(values, base)
-    interval = found.confidence_interval(LEVEL)
-    return PairedTest(
-        len(differences), float(differences.mean()), float(interval.low), float(interval.high), float(found.pvalue)
-    )
+    difference = float(np.mean([column.mean() for column in columns]))
+    variances = np.array([column.var(ddof=1) / len(column) for column in columns])
+    error = float(np.sqrt(variances.sum())) / len(columns)
+    freedom = variances.sum() ** 2 / sum(v**2 / (len(c) - 1) for v, c in zip(variances, columns, strict=True))
+    margin = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * error
+    p = 2 * float(stats.t.sf(abs(difference) / error, freedom))
+    return PairedTest(sum(map(len, columns)), difference, difference - margin, difference + margin, p)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -87,14 +96,15 @@ def _compare(model: str, start: Start, variant: str | None, column: str, cell: C
         return Comparison(model, start, variant, column, seeds, None, None, None)
     values, references = cell.values(seeds), base.values(seeds)
     examples, why = None, None
-    if column != MEAN.label:
-        scores = [from_.example_scores[seed] for from_ in (cell, base) for seed in seeds]
-        if len({len(by_example) for by_example in scores}) > 1:
-            why = "the runs have different numbers of test examples"
-        else:
-            examples = paired(np.mean(scores[: len(seeds)], axis=0), np.mean(scores[len(seeds) :], axis=0))
-    difference = float((values - references).mean())
-    return Comparison(model, start, variant, column, seeds, difference, paired(values, references), examples, why)
+    pairs = list(zip(cell.columns or (cell,), base.columns or (base,), strict=True))
+    if all(len({len(of.example_scores[seed]) for of in pair for seed in seeds}) == 1 for pair in pairs):
+        examples = paired(*(own.by_example(seeds) - other.by_example(seeds) for own, other in pairs))
+    else:
+        why = "the runs have different numbers of test examples"
+    differences = values - references
+    return Comparison(
+        model, start, variant, column, seeds, float(differences.mean()), paired(differences), examples, why
+    )
 
 
 def _corrected(comparisons: list[Comparison]) -> list[Comparison]:

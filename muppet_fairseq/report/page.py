@@ -139,15 +139,20 @@ def _caption(section: Section) -> str:
 def _in_words(section: Section) -> list[str]:
     """Which differences are significant over the test examples, for each start."""
     by_start: dict[tuple[str, str], list[Comparison]] = defaultdict(list)
+    means: dict[tuple[str, str], list[Comparison]] = defaultdict(list)
     for comparison in section.comparisons:
-        if comparison.column != MEAN.label and comparison.difference is not None:
-            by_start[comparison.model, comparison.start.label].append(comparison)
+        if comparison.difference is not None:
+            of = means if comparison.column == MEAN.label else by_start
+            of[comparison.model, comparison.start.label].append(comparison)
     lines = []
     for (model, start), found in by_start.items():
         name = f"{model}, {start}" if len(section.models) > 1 else start
         mean = np.mean([c.difference for c in found])
         higher = sum(c.difference > 0 for c in found)
-        words = f"{signed(mean)} points on average, higher on {higher} of {len(found)}."
+        interval = ""
+        if len(means[model, start]) == 1 and (test := means[model, start][0].over_examples):
+            interval = f" ({signed(test.low)} to {signed(test.high)})"
+        words = f"{signed(mean)} points on average{interval}, higher on {higher} of {len(found)}."
         tested = [c for c in found if c.over_examples]
         significant = [c for c in tested if c.over_examples.holm < LEVEL]
         if len(found) > NAMED:
@@ -165,7 +170,8 @@ def _in_words(section: Section) -> list[str]:
         return []
     about = (
         f"Significant: p over the test examples is below {LEVEL:g} after Holm's correction for their number. "
-        "That is about other test examples, not about other seeds."
+        "In brackets behind an average, its 95% interval over them. That is about other test examples, not about other "
+        "seeds."
     )
     return ["\n".join(lines), about]
 
@@ -183,7 +189,8 @@ def _comparisons(section: Section) -> list[str]:
     )
     words = (
         f"{len(found)} comparisons, over the seeds that both starts have: paired t-tests, {over_seeds} over seeds and "
-        f"{over_examples} over test examples (their scores averaged over the seeds). p is not corrected for their "
+        f"{over_examples} over test examples (their scores averaged over the seeds; a mean's are those of its columns, "
+        "each with the same weight, by Welch's degrees of freedom). p is not corrected for their "
         "number; in brackets it is, by Holm's method, each kind of test for itself. The first interval says what "
         "another seed may change, the second what other test examples may. No interval: fewer than two pairs, or all "
         "differences the same."

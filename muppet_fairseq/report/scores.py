@@ -29,6 +29,8 @@ class Cell:
     metrics: dict[int, dict[str, float]]
     #: ``[test examples]``; none for a mean over columns
     example_scores: dict[int, np.ndarray] = field(default_factory=dict)
+    #: what a mean over columns is of
+    columns: tuple[Cell, ...] = ()
 
     @property
     def seeds(self) -> list[int]:
@@ -37,6 +39,10 @@ class Cell:
     def values(self, seeds: Sequence[int]) -> np.ndarray:
         """The main metric ``[seeds]``."""
         return np.array([next(iter(self.metrics[seed].values())) for seed in seeds])
+
+    def by_example(self, seeds: Sequence[int]) -> np.ndarray:
+        """Scores ``[test examples]``, their means over seeds."""
+        return np.mean([self.example_scores[seed] for seed in seeds], axis=0)
 
     @property
     def absence(self) -> str:
@@ -190,4 +196,5 @@ def _mean(cells: list[Cell]) -> Cell:
         planned=tuple(sorted(set.union(*(set(cell.planned) for cell in cells)))),
         failed=any(cell.failed for cell in cells),
         metrics={seed: {MEAN.label: float(np.mean([cell.values([seed])[0] for cell in cells]))} for seed in seeds},
+        columns=tuple(cells),
     )
