@@ -53,7 +53,7 @@ def imported_names(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def undeclared(folder: Path, requirements: list[str]) -> list[str]:
-    own = {"muppet_fairseq", "preprocess", "benchmarks", "tests", "conftest"}
+    own = {"muppet_fairseq", "preprocess", "benchmarks", "results", "tests", "conftest"}
     own |= {path.stem for path in folder.glob("*.py")}
     known = {canonicalize_name(Requirement(line).name) for line in requirements}
     distributions = importlib.metadata.packages_distributions()
@@ -72,7 +72,7 @@ def test_every_import_is_declared(declared: dict[str, Any]) -> None:
         # it is never imported here: export-hf puts it beside a head, which transformers loads
         assert [fault for fault in faults if not re.match(rf".*{MODELING_FILE}\S* imports transformers$", fault)] == []
     # what benchmarks compare with is for developers, too
-    for folder in (ROOT / "benchmarks", ROOT / "tests", ROOT / "examples"):
+    for folder in (ROOT / "benchmarks", ROOT / "results", ROOT / "tests", ROOT / "examples"):
         assert undeclared(folder, [*required, *declared["extras_require"]["dev"]]) == []
 
 
@@ -86,7 +86,7 @@ def test_every_requirement_is_met_here(declared: dict[str, Any]) -> None:
 def test_dependencies_between_the_packages_go_one_way() -> None:
     allowed = {"muppet_fairseq": set(), "preprocess": {"muppet_fairseq"}}
     for folder in PACKAGES:
-        others = {"muppet_fairseq", "preprocess", "benchmarks", "examples", "tests"} - {folder.name}
+        others = {"muppet_fairseq", "preprocess", "benchmarks", "results", "examples", "tests"} - {folder.name}
         forbidden = others - allowed.get(folder.name, others)
         assert [place for name, place in imported_names(folder) if name in forbidden] == []
 

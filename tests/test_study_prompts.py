@@ -140,7 +140,8 @@ def test_teachers_decide_what_a_run_is(plan):
 
 
 def test_updates_and_seeds_of_pre_finetunings_are_those_of_their_teachers(plan):
-    expanded = plan({"starts": {"source": STARTS["source"]}, "pre_finetuning": {"seeds": 2}}, updates=5)
+    two = {"pre_finetuning": {"seeds": 2}, "fine_tuning": {"seeds": 2}}
+    expanded = plan({"starts": {"source": STARTS["source"]}} | two, updates=5)
     first, second = expanded.pre_finetunings["source"]
     assert {teacher.settings["updates"] for teacher in (*first.teachers, *second.teachers)} == {5}
     assert [teacher.seed for teacher in second.teachers] == [2, 2, 2]
@@ -422,5 +423,5 @@ def test_what_needs_a_run_that_fails_is_left_out(data, encoder, tmp_path):
     assert "animals from source, seed 1: FAILED, it needs pre-finetuning source, which failed" in said
     assert re.search(r"muppet: 5 of 7 runs failed \(teacher pairs: .*; teacher choices: ", said)
     page = (tmp_path / "runs" / "report.md").read_text()
-    assert re.search(r"\| 2 teachers of source \| failed \| - \| - \| \d+ \|", page)
+    assert re.search(r"\| 2 teachers of source \| failed \| 2 \| - \| - \| \d+ \|", page)
     assert "pre_finetuning/pairs-" in page  # among the failed
