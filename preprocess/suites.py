@@ -38,8 +38,8 @@ _MINI_UNSEEN = ("mini_openbookqa", "mini_disambiguation_qa", "mini_privacy_polic
 #: with the two seen ones, a dataset of each family in the smallest suite
 _MINI_FIRST = (*_MINI_SEEN, "mini_boolq", "mini_disflqa")
 _MINI_STEP = 4
-#: of how many examples the mini suites train: all would take hours on two CPU cores. What has long rows, or several
-#: windows for an example, has the fewest; datasets that are not here are small and give all they have
+#: on how many examples the mini suites train: on all, an epoch would take hours. What has long rows, or several windows
+#: for an example, has the fewest; datasets that are not here are small and give all they have
 _MINI_EXAMPLES = {
     **{"mini_piqa": 600, "mini_boolq": 300, "mini_disflqa": 150, "mini_medqa_drugs": 30, "mini_mmlu_clinical": 60},
     **{"mini_medmcqa_dental": 300, "mini_abstract_narrative": 30, "mini_efficientqa": 1500, "mini_logiqa": 30},
@@ -200,5 +200,5 @@ def _about_mini(size: int, count: int) -> list[str]:
         f"family; the others follow in random order.",
         f"{_listed(_MINI_UNSEEN)} are in none of them: they are what to fine-tune on as unseen. Summarization is left "
         f"out, as it needs a decoder.",
-        "Large datasets give as many examples as an hour or two on two CPU cores allow.",
+        "Large datasets give a part of their examples, so that an epoch takes ten minutes on a CPU core.",
     ]
