@@ -100,7 +100,7 @@ def problems(page: str, folder: Path) -> list[str]:
 def refreshed(page: str, folder: Path) -> str:
     """The page with the numbers of its links, and the tables, as the records have them now.
 
-    A table is the report's first that has the same head.
+    A table that the report does not have becomes its first with the same head.
     """
 
     def link(found: re.Match[str]) -> str:
@@ -113,8 +113,11 @@ def refreshed(page: str, folder: Path) -> str:
 
     report = tables((folder / "report.md").read_text(encoding="utf-8")) if tables(page) else []
     by_head = {table.split("\n", 1)[0]: table for table in reversed(report)}
-    page = _TABLE.sub(lambda table: by_head.get(table[0].split("\n", 1)[0], table[0]), page)
-    return _LINK.sub(link, page)
+
+    def table(found: re.Match[str]) -> str:
+        return found[0] if found[0] in report else by_head.get(found[0].split("\n", 1)[0], found[0])
+
+    return _LINK.sub(link, _TABLE.sub(table, page))
 
 
 def tables(page: str) -> list[str]:
@@ -140,7 +143,8 @@ def main() -> None:
         if page.exists():
             text = refreshed(page.read_text(encoding="utf-8"), folder)
             write_text(page, text)
-            print("\n".join(problems(text, folder)))
+            for problem in problems(text, folder):
+                print(f"{page}: {problem}")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ def folder(tmp_path: Path) -> Path:
     comparisons = [{**place, "difference": -1.96, "over_seeds": {"low": -2.5}}]
     report = {"studies": {"one": {"models": [model], "comparisons": comparisons}}}
     (tmp_path / "report.json").write_text(json.dumps(report))
-    (tmp_path / "report.md").write_text("| start | mean |\n| --- | ---: |\n| mpt | 41.3 |\n\n| p |\n| --- |\n| 0.1 |\n")
+    head = "| start | mean |\n| --- | ---: |\n"
+    (tmp_path / "report.md").write_text(f"{head}| mpt | 41.3 |\n\n{head}| spot | 5.0 |\n\n| p |\n| --- |\n| 0.1 |\n")
     (tmp_path / "model.yaml").write_text("fine_tuning: {seeds: 3, names: [a, b]}")
     return tmp_path
 
@@ -90,6 +91,10 @@ PAGE = """# 5 things
 | start | mean |
 | --- | ---: |
 | mpt | {} |
+
+| start | mean |
+| --- | ---: |
+| spot | 5.0 |
 
 | a table | of the page's own |
 """
