@@ -44,7 +44,7 @@ def recorded(target: str, folder: Path) -> Any:
     """What ``FILE#A/B/C`` leads to, in a JSON or YAML file beside the page.
 
     In ``report.json``, that is ``STUDY[/VARIANT]/START/COLUMN/FIGURE``, where FIGURE is of the cell (``mean``, ``sd``)
-    or of its comparison with the base (``difference``, ``over_seeds.low``, ``over_examples.p``), or
+    or of its comparison with the study's reference (``difference``, ``over_seeds.low``, ``over_examples.p``), or
     ``STUDY[/VARIANT]/START/pre_finetuning/FIGURE`` (``runs.0.loss``, ``teachers.0.loss``). Elsewhere, a list or a
     mapping stands for its length.
     """

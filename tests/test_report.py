@@ -78,9 +78,12 @@ def fail(runs: Path, tuning: dict[str, Any], reason: str = "out of memory") -> N
 
 # numbers
 
+BOTH_REFERENCES = pytest.mark.parametrize("reference", ["base", "batch_heterogeneous"])
 
-def test_the_table_has_means_spreads_and_differences(tmp_path):
-    study = write_study(tmp_path, skill)
+
+@BOTH_REFERENCES
+def test_the_table_has_means_spreads_and_differences(tmp_path, reference):
+    study = write_study(tmp_path, skill, compared_with=reference)
     header, *rows = rows_of(scores_tables(section_of(tmp_path))[0])
     assert header == ["batching strategy", "Commonsense<br>PIQA", "SP<br>BoolQ", "mean"]
     scores = {begin: [scores_of(tmp_path, study, begin, d) for d in ("piqa", "boolq")] for begin in GAIN}
@@ -92,27 +95,31 @@ def test_the_table_has_means_spreads_and_differences(tmp_path):
     for begin in GAIN:
         cells = [f"{statistics.mean(seeds):.1f} ± {statistics.stdev(seeds):.1f}" for seeds in scores[begin]]
         expected.append([begin.replace("_", " "), *cells])
-        if begin != "base":
-            gains = [a - b for a, b in zip(means[begin], means["base"], strict=True)]
+        if begin != reference:
+            gains = [a - b for a, b in zip(means[begin], means[reference], strict=True)]
             expected.append(["*difference*", *(f"{gain:+.1f}" for gain in gains)])
     assert plain_rows == expected
-    assert [row for row in rows if "<u>" in "".join(row)] == [rows[3]]  # only batch heterogeneous is ever best
-    assert all(cell.startswith("<u>") for cell in rows[3][1:])
+    (best,) = [row for row in rows if "<u>" in "".join(row)]
+    assert best[0] == "batch heterogeneous"
+    assert all(cell.startswith("<u>") for cell in best[1:])
 
 
-def test_comparisons_are_scipys(tmp_path):
-    study = write_study(tmp_path, skill)
+@BOTH_REFERENCES
+def test_comparisons_are_scipys(tmp_path, reference):
+    study = write_study(tmp_path, skill, compared_with=reference)
+    others = [begin for begin in GAIN if begin != reference]
     section = section_of(tmp_path)
     assert [(c.start.name, c.column) for c in section.comparisons] == [
-        (begin, label) for begin in list(GAIN)[1:] for label in ("PIQA", "BoolQ", "mean")
+        (begin, label) for begin in others for label in ("PIQA", "BoolQ", "mean")
     ]
-    for begin in list(GAIN)[1:]:
+    for begin in others:
         for label in ("PIQA", "BoolQ"):
             found = comparison(section, begin, label)
-            ours, base = (np.array(scores_of(tmp_path, study, name, label.lower())) for name in (begin, "base"))
-            by_example = [examples_of(tmp_path, study, name, label.lower()).mean(axis=0) for name in (begin, "base")]
+            ours, theirs = (np.array(scores_of(tmp_path, study, name, label.lower())) for name in (begin, reference))
+            names = (begin, reference)
+            by_example = [examples_of(tmp_path, study, name, label.lower()).mean(axis=0) for name in names]
             for test, differences in (
-                (found.over_seeds, ours - base),
+                (found.over_seeds, ours - theirs),
                 (found.over_examples, by_example[0] - by_example[1]),
             ):
                 assert (test.low, test.high) == pytest.approx(
@@ -120,14 +127,16 @@ def test_comparisons_are_scipys(tmp_path):
                 )
                 assert test.p == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
                 assert (test.pairs, test.difference) == (len(differences), pytest.approx(differences.mean()))
-            assert found.difference == pytest.approx((ours - base).mean())
+            assert found.difference == pytest.approx((ours - theirs).mean())
         gains = [
-            np.subtract(*(examples_of(tmp_path, study, name, dataset).mean(axis=0) for name in (begin, "base")))
+            np.subtract(*(examples_of(tmp_path, study, name, dataset).mean(axis=0) for name in (begin, reference)))
             for dataset in ("piqa", "boolq")
         ]
         welch = stats.ttest_ind(gains[0], -gains[1], equal_var=False)
         assert comparison(section, begin, "mean").over_examples.p == pytest.approx(welch.pvalue)
-        both = [np.mean([scores_of(tmp_path, study, n, d) for d in ("piqa", "boolq")], axis=0) for n in (begin, "base")]
+        both = [
+            np.mean([scores_of(tmp_path, study, n, d) for d in ("piqa", "boolq")], axis=0) for n in (begin, reference)
+        ]
         assert comparison(section, begin, "mean").over_seeds.p == pytest.approx(stats.ttest_rel(*both).pvalue)
     for kind in ("over_seeds", "over_examples"):
         tests = [test for c in section.comparisons if (test := getattr(c, kind))]
@@ -921,4 +930,4 @@ def test_nan_never_reaches_the_json(tmp_path):
     write_study(tmp_path, skill, starts=[start("base")], columns=[column("PIQA")], seeds=(1,), examples=2)
     section = section_of(tmp_path)
     json.dumps(describe([section]), allow_nan=False)
-    assert "Compared with the base" not in page([section])
+    assert "Compared with" not in page([section])

@@ -179,6 +179,12 @@ BAD = {
     "no value": (f"{SCALES}title: [a]\n", "", 2, "here belongs one value"),
     "no value of an option": (SCALES, "options:\n  lr: [1, 2]\n", 5, "here belongs one value"),
     "no YAML": ("scales: {\n", "", 2, "this is no YAML"),
+    "compared with": (
+        f"{SCALES}compared_with: bas\n",
+        "",
+        2,
+        r"there is no start 'bas' \(did you mean 'base'\?\) to compare with",
+    ),
     "figure": (f"{SCALES}figure: bar\n", "", 2, r"unknown figure 'bar' \(did you mean 'bars'\?\)"),
     "key of the other stage": (
         f"{SCALES}fine_tuning: {{workers: 2}}\n",

@@ -1,4 +1,4 @@
-"""Paired comparisons of every start with the base, over seeds and over test examples."""
+"""Paired comparisons of every start with one of them (the base, say), over seeds and over test examples."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class PairedTest:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One start with the base on one column: over the seeds that both have finished."""
+    """One start with the reference on one column: over the seeds that both have finished."""
 
     model: str
     start: Start
@@ -76,32 +76,33 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def compare(models: Sequence[Scores], labels: Sequence[str]) -> list[Comparison]:
-    """Compare all of a study's starts with the base, its models apart; Holm's correction is over all of them."""
+    """Compare all of a study's starts with its reference, its models apart; Holm's correction is over all of them."""
     comparisons = []
     for scores, label in zip(models, labels, strict=True):
-        base, *others = scores.study.starts
-        for start in others:
+        reference = scores.study.reference
+        for start in scores.study.starts:
+            if start is reference:
+                continue
             for variant in scores.study.variants:
                 for column in scores.columns:
                     cell = scores.cells.get((start.name, variant, column.label))
-                    reference = scores.cells.get((base.name, variant, column.label))
-                    if cell and reference:
-                        comparisons.append(_compare(label, start, variant, column.label, cell, reference))
+                    other = scores.cells.get((reference.name, variant, column.label))
+                    if cell and other:
+                        comparisons.append(_compare(label, start, variant, column.label, cell, other))
     return _corrected(comparisons)
 
 
-def _compare(model: str, start: Start, variant: str | None, column: str, cell: Cell, base: Cell) -> Comparison:
-    seeds = tuple(sorted(set(cell.seeds) & set(base.seeds)))
+def _compare(model: str, start: Start, variant: str | None, column: str, cell: Cell, other: Cell) -> Comparison:
+    seeds = tuple(sorted(set(cell.seeds) & set(other.seeds)))
     if not seeds:
         return Comparison(model, start, variant, column, seeds, None, None, None)
-    values, references = cell.values(seeds), base.values(seeds)
     examples, why = None, None
-    pairs = list(zip(cell.columns or (cell,), base.columns or (base,), strict=True))
+    pairs = list(zip(cell.columns or (cell,), other.columns or (other,), strict=True))
     if all(len({len(of.example_scores[seed]) for of in pair for seed in seeds}) == 1 for pair in pairs):
-        examples = paired(*(own.by_example(seeds) - other.by_example(seeds) for own, other in pairs))
+        examples = paired(*(one.by_example(seeds) - two.by_example(seeds) for one, two in pairs))
     else:
         why = "the runs have different numbers of test examples"
-    differences = values - references
+    differences = cell.values(seeds) - other.values(seeds)
     return Comparison(
         model, start, variant, column, seeds, float(differences.mean()), paired(differences), examples, why
     )

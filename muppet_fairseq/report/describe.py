@@ -21,7 +21,10 @@ def describe(sections: Sequence[Section]) -> dict[str, Any]:
         "format": 1,
         "studies": {
             section.study.name: {
-                **{key: getattr(section.study, key) for key in ("title", "about", "paper", "figure", "axis")},
+                **{
+                    key: getattr(section.study, key)
+                    for key in ("title", "about", "paper", "figure", "axis", "compared_with")
+                },
                 "models": [_model(label, scores) for label, scores in zip(section.labels, section.models, strict=True)],
                 "versions": section.versions,
                 "hardware": section.hardware,

@@ -91,7 +91,7 @@ def _section(section: Section) -> list[str]:
     if has_scores(section):
         parts += [f"![{plain(study.title)}](figures/{study.name}.png)", FIGURE_CAPTIONS[study.figure]]
     if section.comparisons:
-        parts += ["### Compared with the base", *_in_words(section), *_comparisons(section)]
+        parts += [f"### Compared with {plain(study.reference.label)}", *_in_words(section), *_comparisons(section)]
     parts += ["### Hyper-parameters", *_hyper_parameters(section)]
     if pre_finetuning := pre_finetuning_table(section):
         words = (
@@ -128,6 +128,8 @@ def _caption(section: Section) -> str:
         words.append("One seed, so there is neither a spread nor a test over seeds.")
     else:
         words.append(f"Mean ± standard deviation over {' or '.join(map(str, sorted(seeds)))} seeds.")
+    if section.comparisons:
+        words.append(f"Differences: from {plain(section.study.reference.label)}.")
     if metrics:
         named = [f"{plain(metric)} ({', '.join(map(plain, labels))})" for metric, labels in metrics.items()]
         words.append(f"Metrics: {'; '.join(named)}.")

@@ -103,7 +103,12 @@ class FineTuning:
 
 @dataclass(frozen=True)
 class Study:
-    """One study of one model. ``name`` is the name of its folder."""
+    """One study of one model.
+
+    Attributes:
+        name: the name of its folder.
+        compared_with: the name of the start that all others are compared with.
+    """
 
     name: str
     title: str
@@ -113,14 +118,16 @@ class Study:
     scale: str
     figure: str
     axis: str
+    compared_with: str
     command: str
     starts: tuple[Start, ...]
     columns: tuple[Column, ...]
     fine_tunings: tuple[FineTuning, ...]
 
     @property
-    def base(self) -> Start:
-        return self.starts[0]
+    def reference(self) -> Start:
+        """What all other starts are compared with."""
+        return next(start for start in self.starts if start.name == self.compared_with)
 
     @property
     def variants(self) -> list[str | None]:
@@ -211,6 +218,8 @@ def _study(path: Path, folder: Path, runs: dict[str, Run]) -> Study:
             name=path.parent.name,
             **{key: _text(found[key]) for key in ("title", "about", "paper", "model", "scale", "axis", "command")},
             figure=_one_of(FIGURES, found["figure"]),
+            # earlier versions compared with the first start, the base, only
+            compared_with=_text(found.get("compared_with", found["starts"][0]["name"])),
             starts=tuple(
                 Start(
                     name=entry["name"],
@@ -288,8 +297,9 @@ def _check(study: Study) -> None:
         twice = [entry for entry, times in Counter(found).items() if times > 1]
         if twice:
             raise ValueError(f"the {what} {twice[0]} is there twice")
-    for tuning in study.fine_tunings:
-        _one_of([start.name for start in study.starts], tuning.start)
+    names = [start.name for start in study.starts]
+    for name in (study.compared_with, *(tuning.start for tuning in study.fine_tunings)):
+        _one_of(names, name)
 
 
 def _run(folder: Path, where: str) -> Run:

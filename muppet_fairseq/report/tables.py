@@ -52,7 +52,7 @@ def _key(section: Section, model: str, start: str, variant: str | None = None) -
 
 
 def _by_start(section: Section) -> str:
-    """A row for each start (and variant), below it the difference from the base; a block for each model."""
+    """A row for each start (and variant), below it the difference from the reference; a block for each model."""
     key = _key(section, "model", section.study.axis, "training set")
     labels = [label for _, label in section.columns]
     trained = ["trained"] if section.trained else []
@@ -73,7 +73,7 @@ def _by_start(section: Section) -> str:
                 row += _trained(section, model, start.name, variant)
                 rows.append(row + [_cell(cell, best[label]) for cell, label in zip(cells, labels, strict=True)])
                 shown_model = shown_start = ""
-                if start is not scores.study.base:
+                if start is not scores.study.reference:
                     row = [""] * (len(key) - 1) + ["*difference*"] + [""] * len(trained)
                     for cell, label in zip(cells, labels, strict=True):
                         found = section.differences.get((model, start.name, variant, label)) if cell else None
@@ -144,7 +144,7 @@ def _cell(cell: Cell | None, best: str) -> str:
 
 
 def comparison_table(section: Section) -> str:
-    """A row for each comparison with the base; p after Holm's correction in brackets."""
+    """A row for each comparison with the reference; p after Holm's correction in brackets."""
     key = [*_key(section, "model", section.study.axis, "training set"), "column"]
     rows = [
         [

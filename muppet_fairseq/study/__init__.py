@@ -258,6 +258,7 @@ def _described(plan: Plan, command: str) -> dict[str, object]:
         "scale": study.scale,
         "figure": study.figure,
         "axis": study.axis,
+        "compared_with": study.compared_with,
         "command": command,
         "starts": starts,
         "columns": [vars(column) for column in study.columns],

@@ -26,7 +26,7 @@ from muppet_fairseq.report.read import FIGURES, Column
 from muppet_fairseq.suite import number_or_share
 from muppet_fairseq.yaml_file import compose, items, place
 
-#: the start that all others are compared with: the encoder, fine-tuned as it is
+#: the encoder, fine-tuned as it is: the first start of every study
 BASE = "base"
 
 #: settings of a stage: keys of STAGE_KEYS, and options of fairseq-train without "--", their values as texts
@@ -86,7 +86,11 @@ class Model:
 
 @dataclass(frozen=True)
 class Study:
-    """A study file, read for one of its scales; the stages are the model's with the study's and the scale's changes."""
+    """A study file, read for one of its scales; the stages are the model's with the study's and the scale's changes.
+
+    Attributes:
+        compared_with: name of the start that the report compares all others with.
+    """
 
     path: Path
     scale: str
@@ -96,6 +100,7 @@ class Study:
     paper: str
     figure: str
     axis: str
+    compared_with: str
     base: Start
     starts: dict[str, Start]
     variants: dict[str, Stage]
@@ -108,7 +113,7 @@ class Study:
         return self.path.stem
 
 
-_TEXTS = ("title", "about", "paper", "figure", "axis")
+_TEXTS = ("title", "about", "paper", "figure", "axis", "compared_with")
 _PARTS = ("base", "starts", "variants", "columns", "pre_finetuning", "fine_tuning")
 _MODEL_KEYS = ("like", "name", "encoder", "data", "import", "prepare", "columns", "options")
 _MODEL_KEYS += ("pre_finetuning", "fine_tuning")
@@ -162,10 +167,15 @@ def read_study(
         under = getattr(like or read, key)
         parts[key] = merged(under, *(read_stage(layer[key], path, key) for layer in (top, section) if key in layer))
     unless_given = {"title": path.stem, "about": "", "paper": "", "figure": FIGURES[0], "axis": "start"}
+    unless_given["compared_with"] = BASE
     unless_given |= {"base": Start(BASE, 0, None, {}), "starts": {}, "variants": {}, "columns": read.columns}
-    return Study(
+    study = Study(
         **(vars(like) if like else unless_given) | texts | parts | {"path": path, "scale": scale, "model": read}
     )
+    if study.compared_with not in (known := (BASE, *study.starts)):
+        wrong, where = study.compared_with, place(path, top.get("compared_with", root))
+        raise MuppetError(f"{where}: there is no start {wrong!r}{nearest(wrong, known)} to compare with")
+    return study
 
 
 def read_model(path: Path, *, for_files: tuple[Path, ...] = ()) -> Model:
