@@ -358,6 +358,7 @@ ONLY = {
     "heads": "squad from *",
     "r3f": "rte from *",
     "scale": "rte from [ba1]*",  # 10 and 15 datasets
+    "short": "rte from base*",
     "finetuning/anli": "S,M*",  # the first and the last training set
 }
 #: the scripts of the tables are one piece of shell: one of them does fresh heads, too
