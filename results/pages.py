@@ -46,12 +46,12 @@ def recorded(target: str, folder: Path) -> Any:
     In ``report.json``, that is ``STUDY[/VARIANT]/START/COLUMN/FIGURE``, where FIGURE is of the cell (``mean``, ``sd``)
     or of its comparison with the study's reference (``difference``, ``over_seeds.low``, ``over_examples.p``), or
     ``STUDY[/VARIANT]/START/pre_finetuning/FIGURE`` (``runs.0.loss``, ``teachers.0.loss``). Elsewhere, a list or a
-    mapping stands for its length.
+    mapping stands for its length, and ``FILE#`` is the whole file.
     """
     name, _, fragment = target.partition("#")
     file = folder / name
     found = _content(file.read_text(encoding="utf-8"), file.suffix)
-    keys = [unquote(key) for key in fragment.split("/")]
+    keys = [unquote(key) for key in fragment.split("/")] if fragment else []
     if name != "report.json":
         for key in keys:
             found = found[int(key) if isinstance(found, list) else key]

@@ -56,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
         "[41.3](report.json#one/mpt/Short%20texts/mean), [-2.0 points](report.json#one/mpt/Short%20texts/difference)",
         "[-2.5](report.json#one/mpt/Short%20texts/over_seeds.low) at least, as R3F in §5.2, Tables 3 and 4 (95%).",
         "After [1,100 updates](report.json#one/mpt/pre_finetuning/runs.0.updates); `--seeds 4` of mini_scale_4.",
-        "[3 seeds](model.yaml#fine_tuning/seeds) of [2](model.yaml#fine_tuning/names)",
+        "[3 seeds](model.yaml#fine_tuning/seeds) of [2](model.yaml#fine_tuning/names), [1 stage](model.yaml#)",
         "# 5 things\n\n```sh\nsleep 5\n```\n\nnone",
         "| start | mean |\n| --- | ---: |\n| mpt | 41.3 |\n",
     ],
