@@ -356,6 +356,7 @@ SHORTER = {"cola (*": "cola (10%) from 15*", "qnli (*": "qnli (100%) from all*"}
 ONLY = {
     "low_resource": SHORTER["cola (*"],
     "heads": "squad from *",
+    "longer": "rte from [be]*",
     "r3f": "rte from *",
     "scale": "rte from [ba1]*",  # 10 and 15 datasets
     "short": "rte from base*",
