@@ -77,7 +77,9 @@ def _said(text: str) -> re.Match[str] | None:
 
 def _as(text: str, value: float, *, signed: bool) -> str:
     """``value`` to as many places as the number that begins ``text`` has."""
-    return f"{value:{'+' if signed else ''},.{len(_said(text)[1] or '')}f}"
+    places = len(_said(text)[1] or "")
+    # + 0.0: no minus before what rounds to nothing
+    return f"{round(value, places) + 0.0:{'+' if signed else ''},.{places}f}"
 
 
 def problems(page: str, folder: Path) -> list[str]:
