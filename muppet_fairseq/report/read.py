@@ -17,6 +17,8 @@ from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.prompts.count import ParameterCounts
 
 FORMAT = 1
+#: the start that is the encoder, fine-tuned as it is: the first of every study
+BASE = "base"
 #: in a folder of records (:mod:`muppet_fairseq.report.records`) what run.json says of all runs
 RECORDS = "runs.jsonl"
 FIGURES = ("bars", "lines", "curves", "heat_map")
@@ -218,8 +220,8 @@ def _study(path: Path, folder: Path, runs: dict[str, Run]) -> Study:
             name=path.parent.name,
             **{key: _text(found[key]) for key in ("title", "about", "paper", "model", "scale", "axis", "command")},
             figure=_one_of(FIGURES, found["figure"]),
-            # earlier versions compared with the first start, the base, only
-            compared_with=_text(found.get("compared_with", found["starts"][0]["name"])),
+            # earlier versions compared with the base only
+            compared_with=_text(found.get("compared_with", BASE)),
             starts=tuple(
                 Start(
                     name=entry["name"],

@@ -22,14 +22,14 @@ from muppet_fairseq import report
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.files import write_text
 from muppet_fairseq.provenance import versions
-from muppet_fairseq.report.read import FORMAT, read_records
+from muppet_fairseq.report.read import BASE, FORMAT, read_records
 from muppet_fairseq.report.records import restore
 from muppet_fairseq.spec import read_dataset_json
 from muppet_fairseq.study.commands import THREADS, UPDATES, Machine, commands
 from muppet_fairseq.study.driver import Driver
 from muppet_fairseq.study.expand import Plan, Run, expand, with_needed
 from muppet_fairseq.study.run_folder import read_run
-from muppet_fairseq.study.settings import BASE, Model, read_study
+from muppet_fairseq.study.settings import Model, read_study
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,8 @@ from types import MappingProxyType
 from typing import Any
 
 from muppet_fairseq.errors import MuppetError, nearest
-from muppet_fairseq.study.settings import BASE, STAGE_KEYS, Nearest, Stage, Start, Study, merged
+from muppet_fairseq.report.read import BASE
+from muppet_fairseq.study.settings import STAGE_KEYS, Nearest, Stage, Start, Study, merged
 from muppet_fairseq.suite import Suite, SuiteEntry
 
 #: settings that do not change a run's result

@@ -22,12 +22,9 @@ from typing import Any
 import yaml
 
 from muppet_fairseq.errors import MuppetError, nearest
-from muppet_fairseq.report.read import FIGURES, Column
+from muppet_fairseq.report.read import BASE, FIGURES, Column
 from muppet_fairseq.suite import number_or_share
 from muppet_fairseq.yaml_file import compose, items, place
-
-#: the encoder, fine-tuned as it is: the first start of every study
-BASE = "base"
 
 #: settings of a stage: keys of STAGE_KEYS, and options of fairseq-train without "--", their values as texts
 Stage = dict[str, Any]
