@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -27,6 +29,21 @@ def test_a_report_is_made_again_of_its_records(name, tmp_path):
     assert made
     for file, path in made.items():
         assert np.array_equal(image.imread(path), image.imread(there / "figures" / file)), file
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_the_command_for_a_single_run_does_a_recorded_run_again(name, monkeypatch, capsys):
+    monkeypatch.chdir(RESULTS.parent)
+    recorded = {json.loads(line)["path"] for line in (RESULTS / name / "runs.jsonl").read_text().splitlines()}
+    commands = re.findall(r"A single run again: `(.+)`", (RESULTS / name / "report.md").read_text())
+    assert len(commands) == len(list((RESULTS / name).glob("studies/*/study.json")))
+    for command in commands:
+        cli.main([*shlex.split(command)[1:], "--dry-run"])
+        said = capsys.readouterr().out
+        done = set(re.findall(r"^fairseq-train .* --save-dir again/(\S+)", said, re.MULTILINE))
+        assert done
+        assert done <= recorded
+        assert ": finished" not in said
 
 
 @pytest.mark.parametrize("name", RECORDED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from argparse import ArgumentParser
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -238,11 +239,23 @@ def _made_with(section: Section) -> list[str]:
     parts = ["\n".join(f"- `{command}`" for command in commands)]
     name = next((tuning.run.name for tuning in section.study.fine_tunings if tuning.run.name), None)
     if name:
-        parts.append(f"A single run again: `{commands[0]} --only {shlex.quote(name)} --runs again`")
+        parts.append(f"A single run again: `{_again(commands[0], name)}`")
     if section.versions:
         found = ", ".join(f"{name} {' and '.join(numbers)}" for name, numbers in section.versions.items())
         parts.append(plain(f"{found}; on {' and '.join(section.hardware)}."))
     return parts
+
+
+def _again(command: str, name: str) -> str:
+    """The command that does one run of ``command`` in a new folder.
+
+    Without ``--records``: with them it would find the run finished and do nothing.
+    """
+    parser = ArgumentParser(add_help=False)
+    parser.add_argument("--records")
+    parser.add_argument("--runs")
+    words = parser.parse_known_args(shlex.split(command))[1]
+    return shlex.join([*words, "--only", name, "--runs", "again"])
 
 
 def html_page(text: str, figures: Path) -> str:
