@@ -358,6 +358,7 @@ ONLY = {
     "heads": "squad from *",
     "longer": "rte from [be]*",
     "r3f": "rte from *",
+    "r3f_dropout": "rte from base*",
     "scale": "rte from [ba1]*",  # 10 and 15 datasets
     "short": "rte from base*",
     "finetuning/anli": "S,M*",  # the first and the last training set

@@ -748,6 +748,17 @@ def test_pre_finetunings_of_several_seeds_are_one_row(tmp_path):
     ]
     (model,) = describe([section_of(tmp_path)])["studies"]["batching"]["models"]
     assert [run["path"] for run in model["pre_finetuning"][0]["runs"]] == paths
+    # with R3F
+    for number, path in enumerate(paths[1:]):
+        training = {"updates": 30, "loss": 0.5, "divergence": 0.01 * number}
+        write_run(tmp_path, path, training=training, seconds=7.0)
+    rows = rows_of(pre_finetuning_table(section_of(tmp_path)))
+    assert rows == [
+        ["batching strategy", "state", "runs", "updates", "mean scaled loss", "divergence", "seconds"],
+        ["batch homogeneous", "finished", "3", "90", "0.500", "0.005", "21"],
+    ]
+    (model,) = describe([section_of(tmp_path)])["studies"]["batching"]["models"]
+    assert [run["divergence"] for run in model["pre_finetuning"][0]["runs"]] == [None, 0.0, 0.01]
     # as earlier versions wrote it, which knew one
     for begin in study["starts"]:
         begin["run"] = next(iter(begin.pop("runs")), None)
@@ -785,7 +796,7 @@ def test_the_numbers_as_json(reported):
         "runs": [
             {
                 **{"path": "pre_finetuning/batch_homogeneous", "state": "finished", "reason": None, "updates": 60},
-                **{"loss": 0.83, "seconds": 12.3, "parameters": None},
+                **{"loss": 0.83, "divergence": None, "seconds": 12.3, "parameters": None},
             }
         ],
         "teachers": [],

@@ -995,6 +995,12 @@ def test_parameters_are_those_of_the_last_attempt_if_its_log_has_them(tmp_path):
     assert run_folder.training_of(tmp_path)["parameters"] == {"prompts": 2}
 
 
+def test_the_divergence_is_that_of_the_log(tmp_path):
+    end = 'x | INFO | train | {"train_loss": "0.5", "train_divergence": "9e-06", "train_num_updates": "3"}\n'
+    (tmp_path / "train.log").write_text(end)
+    assert run_folder.training_of(tmp_path) == {"updates": 3, "loss": 0.5, "divergence": 9e-6}
+
+
 def test_a_loss_that_is_no_number_is_no_outcome(tmp_path):
     (tmp_path / "train.log").write_text('x | INFO | train | {"train_loss": "nan", "train_num_updates": "3"}\n')
     with pytest.raises(MuppetError, match=r"train\.log: the loss is nan at the end"):

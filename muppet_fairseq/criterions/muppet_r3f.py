@@ -20,6 +20,9 @@ from muppet_fairseq.r3f import NOISE_TYPES, EmbeddingNoise
 #: of a whole update's sub-batches: sums, and the number of sub-batches that were noised
 _LOGGED = ("divergence", "noise_survived", "noised")
 
+#: nats; a smaller divergence has no part in any loss. It goes with the square of --eps
+NEGLIGIBLE = 1e-6
+
 #: repeats of the same warning are dropped
 _warn_once = cache(logging.getLogger(__name__).warning)
 
@@ -84,4 +87,9 @@ class MuppetR3FCriterion(MuppetCriterion):
             _warn_once(
                 "the noise of --eps changed less than half of the embedding entries: it rounds away in half precision; "
                 "give a larger --eps, or train in float32"
+            )
+        elif divergence < NEGLIGIBLE * noised:
+            _warn_once(
+                f"the divergence is below {NEGLIGIBLE}: the noise of --eps changes next to nothing in the predictions, "
+                "and R3F adds nothing to training; give a larger --eps, or a --dropout, whose masks differ, too"
             )

@@ -95,7 +95,7 @@ def _fine_tunings(study: Study) -> list[dict[str, Any]]:
 
 
 def _run(run: Run) -> dict[str, Any]:
-    keys = ("path", "state", "reason", "updates", "loss", "seconds")
+    keys = ("path", "state", "reason", "updates", "loss", "divergence", "seconds")
     parameters = None if run.parameters is None else asdict(run.parameters)
     return {**{key: getattr(run, key) for key in keys}, "parameters": parameters}
 

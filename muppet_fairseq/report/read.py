@@ -53,6 +53,7 @@ class Run:
     seconds: float | None = None
     updates: int | None = None
     loss: float | None = None
+    divergence: float | None = None
     parameters: ParameterCounts | None = None
     versions: dict[str, str] = field(default_factory=dict)
     hardware: str | None = None
@@ -323,6 +324,7 @@ def _of(where: str, found: dict[str, Any]) -> Run:
         seconds=_known(float, found.get("seconds")),
         updates=_known(int, training.get("updates")),
         loss=_known(float, training.get("loss")),
+        divergence=_known(float, training.get("divergence")),
         parameters=_known(_counts, training.get("parameters")),
         versions={name: str(number) for name, number in found["versions"].items()},
         hardware=_known(str, found["hardware"]),

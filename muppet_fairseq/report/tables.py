@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean
 from typing import Any
 
 from muppet_fairseq.report.compare import PairedTest
@@ -194,8 +195,14 @@ def choices_table(section: Section) -> str:
 
 
 def pre_finetuning_table(section: Section) -> str | None:
-    """Updates, loss and time of each start's pre-finetunings, and of their teachers; None where there is none."""
+    """Updates, loss and time of each start's pre-finetunings, and of their teachers; None where there is none.
+
+    Where one had R3F, its divergence is there, too.
+    """
     key = [*_key(section, "model", section.study.axis), "state"]
+    names = ["updates", "loss", "divergence", "seconds"]
+    if all(run.divergence is None for scores in section.models for start in scores.study.starts for run in start.runs):
+        names.remove("divergence")
     rows = []
     for model, scores in zip(section.labels, section.models, strict=True):
         taught: dict[tuple[Run, ...], list[str]] = {}
@@ -203,27 +210,29 @@ def pre_finetuning_table(section: Section) -> str | None:
             if start.teachers:
                 taught.setdefault(start.teachers, []).append(start.label)
         for teachers, starts in taught.items():
-            rows.append([*_key(section, model, f"{len(teachers)} teachers of {', '.join(starts)}"), *_course(teachers)])
+            label = f"{len(teachers)} teachers of {', '.join(starts)}"
+            rows.append([*_key(section, model, label), *_course(teachers, names)])
         for start in scores.study.starts:
             if start.runs:
-                rows.append([*_key(section, model, start.label), *_course(start.runs)])
-    return table([*key, "runs", "updates", "mean scaled loss", "seconds"], rows, len(key)) if rows else None
+                rows.append([*_key(section, model, start.label), *_course(start.runs, names)])
+    heads = ["mean scaled loss" if name == "loss" else name for name in names]
+    return table([*key, "runs", *heads], rows, len(key)) if rows else None
 
 
-def _course(runs: Sequence[Run]) -> list[str]:
-    """State, number, updates, loss and seconds of a run, or of several: sums and the mean loss."""
+#: how what is known of runs becomes one number, and how that is written
+_COURSE = {"updates": (sum, "d"), "loss": (fmean, ".3f"), "divergence": (fmean, ".2g"), "seconds": (sum, ".0f")}
+
+
+def _course(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
+    """State and number of runs, then a number for each of ``names``."""
     states = Counter(run.state for run in runs)
     words = ", ".join(states) if len(states) == 1 else ", ".join(f"{n} {state}" for state, n in states.items())
-    updates, losses, seconds = (
-        [value for run in runs if (value := getattr(run, name)) is not None] for name in ("updates", "loss", "seconds")
-    )
-    return [
-        words,
-        str(len(runs)),
-        _number(sum(updates) if updates else None, "d"),
-        _number(sum(losses) / len(losses) if losses else None, ".3f"),
-        _number(sum(seconds) if seconds else None, ".0f"),
-    ]
+    numbers = []
+    for name in names:
+        known = [value for run in runs if (value := getattr(run, name)) is not None]
+        join, form = _COURSE[name]
+        numbers.append(_number(join(known) if known else None, form))
+    return [words, str(len(runs)), *numbers]
 
 
 def _number(value: float | None, form: str) -> str:

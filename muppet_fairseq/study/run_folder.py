@@ -59,7 +59,8 @@ def write_run(folder: Path, described: dict[str, Any]) -> None:
 
 
 def training_of(folder: Path) -> dict[str, Any]:
-    """Updates and mean scaled loss at the end of ``train.log``, and how many parameters were trained and frozen.
+    """Updates, mean scaled loss and R3F's divergence at the end of ``train.log``, and how many parameters were trained
+    and frozen.
 
     Raises MuppetError where the log does not say how the training ended.
     """
@@ -69,6 +70,8 @@ def training_of(folder: Path) -> dict[str, Any]:
     if not math.isfinite(loss):
         raise MuppetError(f"{log}: the loss is {loss} at the end; a lower learning rate may help")
     training: dict[str, Any] = {"updates": int(stats["train_num_updates"]), "loss": loss}
+    if "train_divergence" in stats:
+        training["divergence"] = float(stats["train_divergence"])
     with suppress(MuppetError):  # earlier versions did not log them
         training["parameters"] = last_logged(log, PARAMETERS)
     return training
