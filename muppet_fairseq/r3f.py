@@ -119,6 +119,11 @@ class _Divergence(torch.autograd.Function):
                 else:
                     of_second[chunk] = -difference
             if of_first is not None:
+                if not symmetric:
+                    # where a teacher is sure, the likeliest candidate's ratio is nearly the mean: with both in the
+                    # hundreds their difference would be rounding, so ratios are counted from that candidate's
+                    ratio.sub_(ratio.gather(1, p.argmax(dim=1, keepdim=True)))
+                    mean_p = (p * ratio).sum(dim=1, keepdim=True)
                 ratio.sub_(mean_p).mul_(p)
                 of_first[chunk] = ratio.add_(difference) if symmetric else ratio
         ctx.save_for_backward(of_first, of_second)
