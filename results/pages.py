@@ -1,8 +1,8 @@
 """Make the reports and pages in ``results/`` again of their records: ``python -m results.pages [FOLDER ...]``.
 
 Of each folder with records (``runs.jsonl``), the report and its figures are made by ``muppet report``; in its
-``README.md`` every number that is a link to a record, and every table, become what the report now says. The words
-around them stay: read them again.
+``README.md`` every number that is a link to a record, and every table, become what the report now says; the project's
+page has its headline and such links of ``results/mini``. The words around them stay: read them again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import yaml
 
@@ -21,6 +21,8 @@ from muppet_fairseq import cli
 from muppet_fairseq.files import write_text
 
 RESULTS = Path(__file__).parent
+#: the project's page: its headline is of records, too
+PROJECT = RESULTS.parent / "README.md"
 #: folders with records
 RECORDED = sorted(path.parent.name for path in RESULTS.glob("*/runs.jsonl"))
 
@@ -41,9 +43,9 @@ def _content(text: str, suffix: str) -> Any:
 
 
 def recorded(target: str, folder: Path) -> Any:
-    """What ``FILE#A/B/C`` leads to, in a JSON or YAML file beside the page.
+    """What ``FILE#A/B/C`` leads to, in a JSON or YAML file; ``FILE`` is relative to the page's ``folder``.
 
-    In ``report.json``, that is ``STUDY[/VARIANT]/START/COLUMN/FIGURE``, where FIGURE is of the cell (``mean``, ``sd``)
+    In ``report.json``s, that is ``STUDY[/VARIANT]/START/COLUMN/FIGURE``, where FIGURE is of the cell (``mean``, ``sd``)
     or of its comparison with the study's reference (``difference``, ``over_seeds.low``, ``over_examples.p``), or
     ``STUDY[/VARIANT]/START/pre_finetuning/FIGURE`` (``runs.0.loss``, ``teachers.0.loss``). Elsewhere, a list or a
     mapping stands for its length, and ``FILE#`` is the whole file.
@@ -52,7 +54,7 @@ def recorded(target: str, folder: Path) -> Any:
     file = folder / name
     found = _content(file.read_text(encoding="utf-8"), file.suffix)
     keys = [unquote(key) for key in fragment.split("/")] if fragment else []
-    if name != "report.json":
+    if file.name != "report.json":
         for key in keys:
             found = found[int(key) if isinstance(found, list) else key]
         return len(found) if isinstance(found, (list, dict)) else found
@@ -77,7 +79,10 @@ def _said(text: str) -> re.Match[str] | None:
 
 def _as(text: str, value: float, *, signed: bool) -> str:
     """``value`` to as many places as the number that begins ``text`` has."""
-    places = len(_said(text)[1] or "")
+    return _written(value, len(_said(text)[1] or ""), signed=signed)
+
+
+def _written(value: float, places: int, *, signed: bool) -> str:
     # + 0.0: no minus before what rounds to nothing
     return f"{round(value, places) + 0.0:{'+' if signed else ''},.{places}f}"
 
@@ -104,7 +109,45 @@ def refreshed(page: str, folder: Path) -> str:
 
     A table that the report does not have becomes its first with the same head.
     """
+    report = tables((folder / "report.md").read_text(encoding="utf-8")) if tables(page) else []
+    return _with_links(_with_tables(page, report), folder)
 
+
+def headed(page: str) -> str:
+    """The project's page with its headline, and the numbers of its links, as the records have them now."""
+    return _with_links(_with_tables(page, [headline()]), PROJECT.parent)
+
+
+def headline() -> str:
+    """The project's table: of the study ``scale``, the base beside pre-finetuning on all datasets."""
+
+    report = json.loads((RESULTS / "mini" / "report.json").read_text(encoding="utf-8"))
+    (model,) = report["studies"]["scale"]["models"]
+
+    def figure(start: str, column: str, name: str, *, signed: bool = False) -> str:
+        value = recorded(f"report.json#scale/{start}/{quote(column)}/{name}", RESULTS / "mini")
+        return _written(value, 1, signed=signed)
+
+    head = "| dataset | in pre-finetuning | base | pre-finetuned | gain | 95% |"
+    lines = [head, "| --- | --- | ---: | ---: | ---: | ---: |"]
+    for column, group in [*((c["label"], c["group"]) for c in model["columns"]), ("mean", "all")]:
+        base, mean = (figure(start, column, "mean") for start in ("base", "all_datasets"))
+        names = ("difference", "over_examples.low", "over_examples.high")
+        gain, low, high = (figure("all_datasets", column, name, signed=True) for name in names)
+        lines.append(f"| {column} | {group} | {base} | {mean} | {gain} | {low} to {high} |")
+    return "\n".join([*lines, ""])
+
+
+def _with_tables(page: str, report: list[str]) -> str:
+    by_head = {table.split("\n", 1)[0]: table for table in reversed(report)}
+
+    def table(found: re.Match[str]) -> str:
+        return found[0] if found[0] in report else by_head.get(found[0].split("\n", 1)[0], found[0])
+
+    return _TABLE.sub(table, page)
+
+
+def _with_links(page: str, folder: Path) -> str:
     def link(found: re.Match[str]) -> str:
         text, target = found.groups()
         number = _said(text)
@@ -113,13 +156,7 @@ def refreshed(page: str, folder: Path) -> str:
         signed = text.startswith("+") or target.rpartition(".")[2].rpartition("/")[2] in _SIGNED
         return f"[{_as(text, recorded(target, folder), signed=signed)}{text[number.end() :]}]({target})"
 
-    report = tables((folder / "report.md").read_text(encoding="utf-8")) if tables(page) else []
-    by_head = {table.split("\n", 1)[0]: table for table in reversed(report)}
-
-    def table(found: re.Match[str]) -> str:
-        return found[0] if found[0] in report else by_head.get(found[0].split("\n", 1)[0], found[0])
-
-    return _LINK.sub(link, _TABLE.sub(table, page))
+    return _LINK.sub(link, page)
 
 
 def tables(page: str) -> list[str]:
@@ -147,6 +184,7 @@ def main() -> None:
             write_text(page, text)
             for problem in problems(text, folder):
                 print(f"{page}: {problem}")
+    write_text(PROJECT, headed(PROJECT.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 from matplotlib import image
 
 from muppet_fairseq import cli
-from results.pages import RECORDED, RESULTS, problems, refreshed
+from results.pages import PROJECT, RECORDED, RESULTS, headed, headline, problems, refreshed
 
 
 @pytest.mark.parametrize("name", RECORDED)
@@ -51,6 +51,18 @@ def test_every_number_of_a_page_names_its_record(name):
     page = (RESULTS / name / "README.md").read_text(encoding="utf-8")
     assert not problems(page, RESULTS / name)
     assert refreshed(page, RESULTS / name) == page
+
+
+def test_the_headline_is_of_records():
+    page = PROJECT.read_text(encoding="utf-8")
+    cells = json.loads((RESULTS / "mini" / "report.json").read_text())["studies"]["scale"]["models"][0]["cells"]
+    (mean,) = (c["mean"] for c in cells if (c["start"], c["column"]) == ("all_datasets", "mean"))
+    assert f" | {mean:.1f} | +" in headline()
+    assert headline() in page
+    assert headed(page) == page
+    stale = page.replace(f" | {mean:.1f} | +", " | 99.9 | +").replace("[+", "[+1")
+    assert stale.count("+1") > page.count("+1")
+    assert headed(stale) == page
 
 
 @pytest.fixture
