@@ -45,7 +45,7 @@ def _content(text: str, suffix: str) -> Any:
 def recorded(target: str, folder: Path) -> Any:
     """What ``FILE#A/B/C`` leads to, in a JSON or YAML file; ``FILE`` is relative to the page's ``folder``.
 
-    In ``report.json``s, that is ``STUDY[/VARIANT]/START/COLUMN/FIGURE``, where FIGURE is of the cell (``mean``, ``sd``)
+    In a ``report.json`` that is ``STUDY[/VARIANT]/START/COLUMN/FIGURE``, where FIGURE is of the cell (``mean``, ``sd``)
     or of its comparison with the study's reference (``difference``, ``over_seeds.low``, ``over_examples.p``), or
     ``STUDY[/VARIANT]/START/pre_finetuning/FIGURE`` (``runs.0.loss``, ``teachers.0.loss``). Elsewhere, a list or a
     mapping stands for its length, and ``FILE#`` is the whole file.
@@ -120,7 +120,6 @@ def headed(page: str) -> str:
 
 def headline() -> str:
     """The project's table: of the study ``scale``, the base beside pre-finetuning on all datasets."""
-
     report = json.loads((RESULTS / "mini" / "report.json").read_text(encoding="utf-8"))
     (model,) = report["studies"]["scale"]["models"]
 
