@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--example-scores",
         action="store_true",
-        help="with --json: each example's contribution to its dataset's metric, for paired tests of two models",
+        help="with --json: each example's contribution to its dataset's metric, for paired tests of two models, and "
+        "which examples are about the same thing",
     )
     parser.add_argument("--max-tokens", type=int, metavar="N", help="padded tokens x rows of a batch")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
@@ -70,7 +71,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
     Returns:
         ``results``, for each dataset its ``metrics`` (0 to 1; correlations from -1) and, if asked for, its
-        ``example_scores`` (:meth:`Family.example_scores`, in the order of the predictions), and what made them.
+        ``example_scores`` (:meth:`Family.example_scores`, in the order of the predictions) and, where some of them
+        are about the same thing, ``example_groups`` (:class:`preprocess.entry.Entry`), and what made them.
 
     Raises:
         MuppetError: the checkpoint, the data or an option cannot be used.
@@ -119,6 +121,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         }
         if args.example_scores:
             result["example_scores"] = family.example_scores(predictions, examples, spec)
+            groups = _groups(examples)
+            if len(set(groups)) < len(groups):
+                result["example_groups"] = groups
         results.append(result)
     return {
         "checkpoint": str(args.checkpoint),
@@ -135,6 +140,12 @@ def _examples(split: BinarizedSplit, count: int) -> list[dict[str, Any]]:
     """The raw examples of a split. Raises MuppetError where they are not those of its ``count`` rows."""
     split.require_equal_lengths(examples=range(count), raw=split.ints("raw"))
     return [split.raw(index) for index in range(count)]
+
+
+def _groups(examples: list[dict[str, Any]]) -> list[int]:
+    """The number of each example's group, in the order of their first examples."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(example.get("group", example["id"]), len(numbers)) for example in examples]
 
 
 def _metrics(

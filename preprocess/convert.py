@@ -29,7 +29,7 @@ import orjson
 from muppet_fairseq.errors import MuppetError
 from muppet_fairseq.families import FAMILIES
 from preprocess.download import Fetch
-from preprocess.entry import BadRow, Entry, HeldOut, LeaveOut, value_of
+from preprocess.entry import BadRow, Entry, HeldOut, LeaveOut, Value, value_of
 from preprocess.jobs import Workers
 
 Example = dict[str, Any]
@@ -94,12 +94,7 @@ class Rows:
     rows: list[tuple[str, Any]]
 
     def convert(self) -> tuple[list[Example], Account]:
-        grouped, account = self.grouped()
-        return [example for _, example in grouped], account
-
-    def grouped(self) -> tuple[list[tuple[str, Example]], Account]:
-        """The usable examples, each with what it shares with those of its group, and the account of all rows."""
-        grouped, account = [], Account()
+        examples, account = [], Account()
         read, check, labels = self.entry.reader(), FAMILIES[self.entry.family].check, self.entry.label_names
         for where, row in self.rows:
             for place, part in _parts(self.entry, where, row):
@@ -111,17 +106,19 @@ class Rows:
                     fault = check(example, labels)
                     if fault is not None:
                         raise BadRow(fault)
-                    grouped.append((_group(self.entry, part, place), example))
+                    if self.entry.group is not None:
+                        example["group"] = _group(self.entry.group, part)
+                    examples.append(example)
                 except LeaveOut as reason:
                     account.dropped[str(reason)] += 1
                 except _WRONG as error:
                     account.leave_out_bad(f"{place}: {_reason(error)}")
         try:
             # all at once, for speed: that one of them cannot be written is rare
-            orjson.dumps([example for _, example in grouped])
+            orjson.dumps(examples)
         except TypeError:
-            grouped = [(group, example) for group, example in grouped if _is_writable(example, account)]
-        return grouped, account
+            examples = [example for example in examples if _is_writable(example, account)]
+        return examples, account
 
 
 @dataclass
@@ -320,10 +317,10 @@ def _divided(source: Split, splits: HeldOut, workers: Workers, folder: Path | No
 
 def _spooled(rows: Rows) -> tuple[tuple[list[bytes], list[int], list[int]], Account]:
     """The usable examples as JSON, and digests of their groups and contents."""
-    grouped, account = rows.grouped()
-    lines = [orjson.dumps(example) for _, example in grouped]
-    groups = [_digest(group.encode(errors="surrogatepass")) for group, _ in grouped]
-    contents = [_digest(orjson.dumps({**example, "id": ""})) for _, example in grouped]
+    examples, account = rows.convert()
+    lines = [orjson.dumps(example) for example in examples]
+    groups = [_digest(example.get("group", example["id"]).encode()) for example in examples]
+    contents = [_digest(orjson.dumps({**example, "id": "", "group": ""})) for example in examples]
     return (lines, groups, contents), account
 
 
@@ -364,9 +361,8 @@ def _reason(error: Exception) -> str:
     return f"one of its fields has the wrong type or value ({error})"
 
 
-def _group(entry: Entry, row: dict[str, Any], where: str) -> str:
-    """What a row shares with those of its group; capitals, punctuation and spaces make no difference."""
-    if not isinstance(entry.splits, HeldOut) or entry.splits.group is None:
-        return where
-    shared = str(value_of(entry.splits.group, row))
-    return " ".join(re.findall(r"\w+", shared.casefold())) or shared
+def _group(group: Value, row: dict[str, Any]) -> str:
+    """A short name for what a row shares with others; capitals, punctuation and spaces make no difference."""
+    shared = str(value_of(group, row))
+    words = " ".join(re.findall(r"\w+", shared.casefold()))
+    return f"{_digest((words or shared).encode(errors='surrogatepass')):016x}"

@@ -21,19 +21,16 @@ Value = str | Sequence["Value"] | Callable[[Row], Any]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Rows of one source split, part of them held out as ``valid`` by a seeded permutation of groups.
+    """Rows of one source split, part of them held out as ``valid`` by a seeded permutation of the entry's groups.
 
     Attributes:
         valid: share of the examples (below 1) or their number; groups stay whole, so it may be slightly less.
-        group: column or function whose value is the same for rows that must not be torn apart, as two
-            questions about one passage; None: each example is its own group.
         of: the source's split.
         seed: another number gives another permutation.
         others: our names of further splits to the source's, taken as they are.
     """
 
     valid: float
-    group: Value | None = None
     of: str = "train"
     seed: int = 1
     others: Mapping[str, str] = field(default_factory=dict)
@@ -52,6 +49,9 @@ class Entry:
         labels: classification: the classes in order, or the raw values in order with the names to give them;
             without any, a ``label`` is a number. Tagging: the tags; without any, those of the training examples.
         metric: one of the family's.
+        group: column or function whose value is the same for examples about the same thing, as two questions about
+            one passage, and no independent ones: none are torn apart where some are held out, and a report's tests
+            take them together. None: each example is its own group.
         parts: where one row holds several examples: cuts it into rows.
         licence: as the dataset's authors state it.
         citation: the paper to cite.
@@ -70,6 +70,7 @@ class Entry:
     licence: str
     citation: str
     labels: Sequence[str] | Mapping[str, str] = ()
+    group: Value | None = None
     parts: Callable[[Row], Iterable[Row]] | None = None
     published: Mapping[str, int] = field(default_factory=dict)
     alias: str = ""

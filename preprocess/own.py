@@ -6,6 +6,7 @@
       fields: {inputs: [title, body], label: stars}
       labels: [bad, good]        # the classes in order, or raw values with their names: {1: bad, 5: good}
       valid: 0.1                 # hold out of train, where there are no files of valid
+      group: film                # a column: what rows about the same thing share; kept together, and tested together
 
 A split's rows are in one file, ``train.jsonl``, ``train.csv``, ``train.tsv`` (each also with ``.gz``) or
 ``train.parquet``, or in several, ``train-*.jsonl`` and so on. CSV and TSV have the columns' names in their first line
@@ -159,6 +160,7 @@ def _entry(name: str, where: str, node: yaml.Node, path: Path) -> Entry:
         splits=splits,
         labels=tuple(dict.fromkeys(names.values())),
         metric=metric,
+        group=Cell(given.word("group")) if "group" in given.given else None,
         licence=given.word("licence", UNSTATED),
         citation=given.word("citation", ""),
         note=given.word("note", ""),
@@ -276,14 +278,11 @@ class _Definition:
         if "train" not in stems:
             raise MuppetError(f"{self.given['splits'][0]}: 'splits' has no 'train'")
         if "valid" not in self.given:
-            if "group" in self.given:
-                raise MuppetError(f"{self.given['group'][0]}: 'group' says what 'valid: 0.1' keeps together; give both")
             return {"train": stems.pop("train"), "valid": stems.pop("valid", "valid"), **stems}
         where = self.given["valid"][0]
         if "valid" in stems:
             raise MuppetError(f"{where}: there are files of 'valid' already, nothing is held out; leave this line out")
-        group = Cell(self.word("group")) if "group" in self.given else None
-        return HeldOut(self._size(), group, of=stems.pop("train"), others=stems)
+        return HeldOut(self._size(), of=stems.pop("train"), others=stems)
 
     def _size(self) -> float:
         text = self.word("valid")

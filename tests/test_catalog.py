@@ -165,7 +165,8 @@ def test_rows_come_back_unchanged(name: str, way: str, gpt2: Tokenizer, tmp_path
         assert meta["splits"][split]["dropped"] == dropped.get(split, {})
         if split != "train":
             raw = [opened.raw(index) for index in range(len(expected))]
-            assert [{k: v for k, v in example.items() if k != "id"} for example in raw] == expected
+            assert [_published(example) for example in raw] == expected
+            assert {"group" in example for example in raw} == {entry.group is not None}
             if entry.family == "mrc":
                 _check_what_is_scored(opened, expected)
 
@@ -183,10 +184,15 @@ def test_the_hubs_and_the_original_files_give_the_same_data(name: str, gpt2: Tok
     assert contents[0] == contents[1]
 
 
+def _published(example: dict[str, Any]) -> dict[str, Any]:
+    """A raw example without what we add: where its row stood, and the name of its group."""
+    return {key: value for key, value in example.items() if key not in ("id", "group")}
+
+
 def _parted(expected: dict[str, list[dict]], valid: BinarizedSplit) -> dict[str, list[dict]]:
     """Part the fixture's ``train`` as chance did: a quarter of it is ``valid``."""
     published = expected["train"]
-    held = [{k: v for k, v in valid.raw(i).items() if k != "id"} for i in range(round(0.25 * len(published)))]
+    held = [_published(valid.raw(i)) for i in range(round(0.25 * len(published)))]
     assert all(example in published for example in held)
     return expected | {"train": [example for example in published if example not in held], "valid": held}
 

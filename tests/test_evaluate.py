@@ -189,6 +189,7 @@ def test_example_scores_are_in_the_order_of_the_predictions(models, outcome, nam
     assert with_scores["metrics"] == results["metrics"]
     scores = {result["dataset"]: result["example_scores"] for result in with_scores["results"]}
     assert list(scores) == list(SUITES[name])
+    assert all("example_groups" not in result for result in with_scores["results"])
     assert scores["pairs"] == [float(line["label"] == line["gold"]) for line in lines(folder, "pairs")]
     assert scores["choices"] == [float(line["choice"] == line["gold"]) for line in lines(folder, "choices")]
     assert len(set(scores["pairs"])) == 2
@@ -207,6 +208,21 @@ def test_example_scores_are_in_the_order_of_the_predictions(models, outcome, nam
     assert scores["animals"] == pytest.approx(left_out(f1_score, gold, predicted))
     x, y = ([line[key] for line in lines(folder, "counts")] for key in ("value", "gold"))
     assert scores["counts"] == pytest.approx(left_out(lambda *both: pearsonr(*both).statistic, x, y), abs=1e-6)
+
+
+def test_examples_about_the_same_thing_are_told(models, tmp_path):
+    data = new_data_bin(models.data, tmp_path / "data-bin")
+    groups = ["b", "a", "b", None, "a"]
+    examples = [
+        {"inputs": [f"dog {i}"], "label": "01"[i % 2]} | ({"group": group} if group else {})
+        for i, group in enumerate(groups)
+    ]
+    add_dataset(data, entry("animals", "classification", "f1", ("0", "1"), {"inputs": ["text"]}), valid=examples)
+    asked = ("--datasets", "animals")
+    (result,) = evaluated(models.checkpoint("roberta"), data, *asked, "--example-scores")["results"]
+    assert result["example_groups"] == [0, 1, 0, 2, 1]
+    (result,) = evaluated(models.checkpoint("roberta"), data, *asked)["results"]
+    assert "example_groups" not in result
 
 
 def test_the_command_prints_example_scores_as_json_only(models, capsys):

@@ -246,7 +246,7 @@ class TestFiles:
         text += "  valid: 2\n  group: question\n"
         file = write(tmp_path, text=text, splits=("train", "test"))
         entry = read_own(file)["quiz"]
-        assert entry.splits == HeldOut(2, Cell("question"), others={"test": "test"})
+        assert (entry.splits, entry.group) == (HeldOut(2, others={"test": "test"}), Cell("question"))
         assert {name: len(split) for name, split in made(entry).items()} == {"train": 4, "valid": 2, "test": 6}
 
     @pytest.mark.parametrize(
@@ -437,7 +437,6 @@ class TestMistakes:
             (f"{NEWS[:-1]},\n  splits: {{valid: v}}}}", 2, "'splits' has no 'train'"),
             (f"{NEWS[:-1]},\n  splits: {{train: t, a/b: v}}}}", 2, "'a/b' is no name of a split"),
             (f"{NEWS[:-1]},\n  splits: {{train: t, valid: v}}, valid: 3}}", 2, "there are files of 'valid' already"),
-            (f"{NEWS[:-1]},\n  group: title}}", 2, "'group' says what 'valid: 0.1' keeps together"),
             (
                 "a:\n  family: commonsense\n  fields: {context: c, choices: d, answer: e}\n  answer_is: letters",
                 4,

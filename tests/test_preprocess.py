@@ -376,10 +376,25 @@ class TestHoldOut:
             for p in (f"Who ran, {i}?", f"who ran {i}")
         ]
         source = write_wheel(raw, {"toy/nli.jsonl": rows})
-        examples, _ = examples_of(nli_entry(source, splits=HeldOut(0.5, group="premise")), raw)
+        examples, _ = examples_of(nli_entry(source, splits=HeldOut(0.5), group="premise"), raw)
         numbers = [{example["inputs"][1] for example in split} for split in examples.values()]
         assert [len(split) for split in numbers] == [6, 6]
         assert numbers[0].isdisjoint(numbers[1])
+        groups = {(example["inputs"][1], example["group"]) for split in examples.values() for example in split}
+        assert len({group for _, group in groups}) == len(groups) == 12
+
+    def test_published_splits_have_groups_too(self, raw: Path) -> None:
+        rows = [{"premise": p, "hypothesis": str(i), "label": "no"} for i in range(3) for p in ("Who ran?", "we ran")]
+        source = write_wheel(raw, {"toy/all.jsonl": rows})
+        entry = nli_entry(dataclasses.replace(source, paths=("toy/{split}.jsonl",)), splits={"train": "all"})
+        examples, _ = examples_of(dataclasses.replace(entry, group="premise"), raw)
+        first, second = (example["group"] for example in examples["train"][:2])
+        assert [example["group"] for example in examples["train"]] == [first, second] * 3
+        assert first != second
+        without, _ = examples_of(entry, raw)
+        assert not any("group" in example for example in without["train"])
+        lacking, dropped = examples_of(dataclasses.replace(entry, group="title"), raw, max_bad_share=1)
+        assert (lacking["train"], dropped) == ([], {"bad row": 6})
 
     def test_published_splits_stay_as_they_are(self, raw: Path) -> None:
         rows = nli_rows(40)

@@ -6,6 +6,7 @@ import json
 import re
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from scipy import stats
 
 from muppet_fairseq import cli
 from muppet_fairseq.errors import MuppetError
-from muppet_fairseq.report.compare import Comparison, holm, paired
+from muppet_fairseq.report.compare import Comparison, Differences, holm, paired
 from muppet_fairseq.report.describe import describe
 from muppet_fairseq.report.page import html_page, page
 from muppet_fairseq.report.read import read_studies
@@ -150,7 +151,7 @@ SCORES = st.lists(st.tuples(st.integers(0, 100), st.integers(0, 100)), min_size=
 def test_paired_is_students_test(pairs):
     values, base = np.array(pairs, dtype=float).T
     differences = values - base
-    found = paired(differences)
+    found = paired(Differences(differences))
     if len(set(differences)) == 1:
         assert found is None
         return
@@ -165,11 +166,11 @@ def test_paired_is_students_test(pairs):
 @given(SCORES, SCORES)
 def test_the_mean_of_two_columns_is_welchs_test(one, two):
     first, second = (np.array(pairs, dtype=float) @ (1, -1) for pairs in (one, two))
-    found = paired(first, second)
+    found = paired(Differences(first), Differences(second))
     if max(np.ptp(first), np.ptp(second)) == 0:
         assert found is None
         return
-    assert found.pairs == len(first) + len(second)
+    assert found.pairs == found.groups == len(first) + len(second)
     assert found.difference == pytest.approx((first.mean() + second.mean()) / 2)
     # that the sum of two means is 0 is that the one equals the other's negative
     welch = stats.ttest_ind(first, -second, equal_var=False)
@@ -179,7 +180,54 @@ def test_the_mean_of_two_columns_is_welchs_test(one, two):
 
 
 def test_a_column_of_one_example_has_no_test():
-    assert paired(np.array([1.0, 2.0, 4.0]), np.array([1.0])) is None
+    assert paired(Differences(np.array([1.0, 2.0, 4.0])), Differences(np.array([1.0]))) is None
+
+
+@given(SCORES, st.integers(1, 4), st.randoms(use_true_random=False))
+def test_pairs_about_the_same_thing_count_once(pairs, size, random):
+    """Groups of the same size: the test is Student's of their means, whatever their order."""
+    differences = (np.array(pairs, dtype=float) @ (1, -1))[: len(pairs) // size * size]
+    groups = np.repeat(random.sample(range(100), len(differences) // size), size)
+    order = np.array(random.sample(range(len(differences)), len(differences)), dtype=int)
+    found = paired(Differences(differences[order], groups[order]))
+    means = differences.reshape(-1, size).mean(axis=1)
+    if len(means) < 2 or np.ptp(means) == 0:
+        assert found is None
+        return
+    assert (found.pairs, found.groups) == (len(differences), len(means))
+    assert found.p == pytest.approx(stats.ttest_1samp(means, 0).pvalue, abs=1e-12)
+    interval = stats.t.interval(0.95, len(means) - 1, means.mean(), stats.sem(means))
+    assert (found.low, found.high) == pytest.approx(interval, abs=1e-9)
+
+
+def test_clusters_of_different_sizes():
+    """statsmodels 0.15.0: ``OLS(values, ones).fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)``."""
+    values, groups = np.array([3.0, 1, -2, 4, 0, 5, 2, 7]), np.array([0, 0, 0, 1, 2, 2, 3, 1])
+    found = paired(Differences(values, groups))
+    assert (found.pairs, found.groups, found.difference) == (8, 4, 2.5)
+    assert (found.low, found.high, found.p) == pytest.approx((-1.24585781875551, 6.24585781875551, 0.123715067011958))
+
+
+def test_runs_of_which_some_know_no_groups(tmp_path):
+    study = write_study(tmp_path, skill, columns=[column("ANLI", "anli_r1", "anli_r2")], seeds=(1, 2), examples=60)
+    assert comparison(section_of(tmp_path), "batch_homogeneous", "ANLI").over_examples.groups == 120
+    for tuning in study["fine_tunings"]:
+        if (tuning["start"], tuning["seed"]) == ("base", 2):
+            results = run_json(tmp_path, tuning)["results"]
+            results["anli_r2"]["example_groups"] = [number // 3 for number in range(60)]
+            write_run(tmp_path, tuning["run"], results=results)
+    section = section_of(tmp_path)
+    test = comparison(section, "batch_homogeneous", "ANLI").over_examples
+    assert (test.pairs, test.groups) == (120, 60 + 20)
+    ours, base = (
+        np.hstack([examples_of(tmp_path, study, name, dataset).mean(axis=0) for dataset in ("anli_r1", "anli_r2")])
+        for name in ("batch_homogeneous", "base")
+    )
+    groups = np.concatenate([np.arange(60), 60 + np.arange(60) // 3])
+    assert test == replace(paired(Differences(ours - base, groups)), holm=test.holm)
+    other = comparison(section, "batch_heterogeneous", "ANLI").over_examples
+    assert other.groups == 80  # of the base's again
+    assert "clustered by that, where the runs know of it" in page([section])
 
 
 def test_holm_by_hand():
@@ -890,7 +938,13 @@ def test_a_broken_run(tmp_path, content):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"metrics": {"accuracy": None}}, {"examples": 0}, {"example_scores": 0.5}, {"example_scores": [[0.5], [0.5]]}],
+    [
+        {"metrics": {"accuracy": None}},
+        {"examples": 0},
+        {"example_scores": 0.5},
+        {"example_scores": [[0.5], [0.5]]},
+        {"example_groups": [0]},
+    ],
 )
 def test_a_broken_result(tmp_path, fields):
     study = write_study(tmp_path, skill, examples=4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from scipy import stats
@@ -18,10 +19,11 @@ LEVEL = 0.95
 class PairedTest:
     """A paired t-test: the mean difference in points, its 95% interval, p, and p after Holm's correction.
 
-    ``pairs`` are those of all columns together.
+    ``pairs`` are those of all columns together, ``groups`` those of their pairs that are independent of each other.
     """
 
     pairs: int
+    groups: int
     difference: float
     low: float
     high: float
@@ -46,22 +48,58 @@ class Comparison:
     no_examples: str | None = None
 
 
-def paired(differences: np.ndarray, *others: np.ndarray) -> PairedTest | None:
-    """Student's paired t-test of differences ``[pairs]``, or of the mean of the means of several columns' differences.
+@dataclass(frozen=True)
+class Differences:
+    """Differences of pairs ``[pairs]`` in one column.
 
-    Columns are independent samples, with degrees of freedom as Welch (1947) has them. None where a column has fewer
-    than two pairs, or all differences are the same: no spread.
+    ``groups`` ``[pairs]`` has equal numbers for pairs that are not independent of each other, as two questions about
+    one passage; None: all are.
     """
-    columns = (differences, *others)
-    if min(map(len, columns)) < 2 or max(map(np.ptp, columns)) < 1e-9:
+
+    values: np.ndarray
+    groups: np.ndarray | None = None
+
+    @cached_property
+    def sums(self) -> np.ndarray:
+        """What the pairs of each group differ from the mean of all, together: ``[groups]``."""
+        centred = self.values - self.values.mean()
+        if self.groups is None:
+            return centred
+        return np.bincount(np.unique(self.groups, return_inverse=True)[1], weights=centred)
+
+    @property
+    def variance(self) -> float:
+        """Of the mean, clustered by group (Liang and Zeger 1986; of evaluations, Miller 2024, arXiv:2411.00640).
+
+        Where each pair is its own group, it is the sample variance over the number of pairs.
+        """
+        number = len(self.sums)
+        return float(number / (number - 1) * np.square(self.sums).sum() / len(self.values) ** 2)
+
+
+def paired(*columns: Differences) -> PairedTest | None:
+    """Student's paired t-test of differences, or of the mean of the means of several columns' differences.
+
+    Columns are independent samples, with degrees of freedom as Welch (1947) has them of the numbers of groups. None
+    where a column has fewer than two groups, or no column's groups differ: no spread.
+    """
+    if min(len(column.sums) for column in columns) < 2:
         return None
-    difference = float(np.mean([column.mean() for column in columns]))
-    variances = np.array([column.var(ddof=1) / len(column) for column in columns])
+    variances = np.array([column.variance for column in columns])
+    if variances.max() < 1e-18:
+        return None
+    difference = float(np.mean([column.values.mean() for column in columns]))
     error = float(np.sqrt(variances.sum())) / len(columns)
-    freedom = variances.sum() ** 2 / sum(v**2 / (len(c) - 1) for v, c in zip(variances, columns, strict=True))
+    freedom = variances.sum() ** 2 / sum(v**2 / (len(c.sums) - 1) for v, c in zip(variances, columns, strict=True))
     margin = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * error
-    p = 2 * float(stats.t.sf(abs(difference) / error, freedom))
-    return PairedTest(sum(map(len, columns)), difference, difference - margin, difference + margin, p)
+    return PairedTest(
+        pairs=sum(len(column.values) for column in columns),
+        groups=sum(len(column.sums) for column in columns),
+        difference=difference,
+        low=difference - margin,
+        high=difference + margin,
+        p=2 * float(stats.t.sf(abs(difference) / error, freedom)),
+    )
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -99,13 +137,19 @@ def _compare(model: str, start: Start, variant: str | None, column: str, cell: C
     examples, why = None, None
     pairs = list(zip(cell.columns or (cell,), other.columns or (other,), strict=True))
     if all(len({len(of.example_scores[seed]) for of in pair for seed in seeds}) == 1 for pair in pairs):
-        examples = paired(*(one.by_example(seeds) - two.by_example(seeds) for one, two in pairs))
+        examples = paired(*(_by_example(one, two, seeds) for one, two in pairs))
     else:
         why = "the runs have different numbers of test examples"
     differences = cell.values(seeds) - other.values(seeds)
     return Comparison(
-        model, start, variant, column, seeds, float(differences.mean()), paired(differences), examples, why
+        model, start, variant, column, seeds, float(differences.mean()), paired(Differences(differences)), examples, why
     )
+
+
+def _by_example(one: Cell, two: Cell, seeds: Sequence[int]) -> Differences:
+    # a run that was judged before its dataset's groups were known has each example by itself
+    groups = min((of.example_groups[seed] for of in (one, two) for seed in seeds), key=lambda of: len(np.unique(of)))
+    return Differences(one.by_example(seeds) - two.by_example(seeds), groups)
 
 
 def _corrected(comparisons: list[Comparison]) -> list[Comparison]:

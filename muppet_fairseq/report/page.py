@@ -193,7 +193,8 @@ def _comparisons(section: Section) -> list[str]:
     words = (
         f"{len(found)} comparisons, over the seeds that both starts have: paired t-tests, {over_seeds} over seeds and "
         f"{over_examples} over test examples (their scores averaged over the seeds; a mean's are those of its columns, "
-        "each with the same weight, by Welch's degrees of freedom). p is not corrected for their "
+        "each with the same weight, by Welch's degrees of freedom; examples about the same thing, as a passage, are no "
+        "independent ones: clustered by that, where the runs know of it). p is not corrected for their "
         "number; in brackets it is, by Holm's method, each kind of test for itself. The first interval says what "
         "another seed may change, the second what other test examples may. No interval: fewer than two pairs, or all "
         "differences the same."

@@ -36,6 +36,8 @@ class Result:
     examples: int
     #: the main metric by test example ``[examples]``
     example_scores: np.ndarray
+    #: the number of each test example's group, those about the same thing ``[examples]``
+    example_groups: np.ndarray
 
     @property
     def main(self) -> str:
@@ -339,6 +341,7 @@ def _counts(entry: dict[str, Any]) -> ParameterCounts:
 def _result(entry: dict[str, Any]) -> Result:
     metrics = {name: 100 * float(value) for name, value in entry["metrics"].items()}
     examples, scores = int(entry["examples"]), 100 * np.asarray(entry["example_scores"], dtype=float)
-    if not metrics or examples < 1 or scores.ndim != 1:
-        raise ValueError("a result without metrics, test examples or their scores")
-    return Result(metrics, examples, scores)
+    groups = np.asarray(entry.get("example_groups") or range(len(scores)), dtype=int)
+    if not metrics or examples < 1 or scores.ndim != 1 or groups.shape != scores.shape:
+        raise ValueError("a result without metrics, test examples, their scores or their groups")
+    return Result(metrics, examples, scores, groups)

@@ -29,6 +29,8 @@ class Cell:
     metrics: dict[int, dict[str, float]]
     #: ``[test examples]``; none for a mean over columns
     example_scores: dict[int, np.ndarray] = field(default_factory=dict)
+    #: ``[test examples]``, equal for examples that are about the same thing
+    example_groups: dict[int, np.ndarray] = field(default_factory=dict)
     #: what a mean over columns is of
     columns: tuple[Cell, ...] = ()
 
@@ -173,6 +175,7 @@ def _cell(column: Column, choices: list[Choice]) -> Cell:
         failed=any(tuning.run.state == "failed" for choice in choices for tuning in choice.fine_tunings),
         metrics={seed: _pooled(column, [by_seed[seed] for by_seed in results]) for seed in seeds},
         example_scores={seed: np.concatenate([by_seed[seed].example_scores for by_seed in results]) for seed in seeds},
+        example_groups={seed: _groups([by_seed[seed] for by_seed in results]) for seed in seeds},
     )
 
 
@@ -187,6 +190,12 @@ def _pooled(column: Column, results: list[Result]) -> dict[str, float]:
     names = [name for name in results[0].metrics if all(name in result.metrics for result in results)]
     weights = [result.examples for result in results]
     return {name: float(np.average([r.metrics[name] for r in results], weights=weights)) for name in names}
+
+
+def _groups(results: list[Result]) -> np.ndarray:
+    """Groups over several datasets; none has examples of two."""
+    pairs = [(number, group) for number, result in enumerate(results) for group in result.example_groups]
+    return np.unique(pairs, axis=0, return_inverse=True)[1].ravel()
 
 
 def _mean(cells: list[Cell]) -> Cell:
