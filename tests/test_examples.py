@@ -355,12 +355,13 @@ columns: {{Fine-tuned: [rte]}}
 SHORTER = {"cola (*": "cola (10%) from 15*", "qnli (*": "qnli (100%) from all*"}
 ONLY = {
     "low_resource": SHORTER["cola (*"],
+    "low_resource_short": SHORTER["cola (*"],
     "heads": "squad from *",
     "longer": "rte from [be]*",
     "r3f": "rte from *",
     "r3f_dropout": "rte from *",
     "scale": "rte from [ba1]*",  # 10 and 15 datasets
-    "short": "rte from base*",
+    "short": "rte from 10*",
     "finetuning/anli": "S,M*",  # the first and the last training set
 }
 #: the scripts of the tables are one piece of shell: one of them does fresh heads, too

@@ -249,6 +249,12 @@ class TestFiles:
         assert (entry.splits, entry.group) == (HeldOut(2, others={"test": "test"}), Cell("question"))
         assert {name: len(split) for name, split in made(entry).items()} == {"train": 4, "valid": 2, "test": 6}
 
+    def test_groups_of_splits_that_are_there(self, tmp_path: Path) -> None:
+        text = "quiz:\n  family: commonsense\n  fields: {context: question, choices: options, answer: key}\n"
+        examples = made(read_own(write(tmp_path, text=text + "  group: question\n"))["quiz"])["valid"]
+        contexts = [example["context"] for example in examples]
+        assert len({(example["context"], example["group"]) for example in examples}) == len(set(contexts)) > 1
+
     @pytest.mark.parametrize(
         ("files", "said"),
         [
