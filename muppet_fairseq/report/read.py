@@ -341,7 +341,9 @@ def _counts(entry: dict[str, Any]) -> ParameterCounts:
 def _result(entry: dict[str, Any]) -> Result:
     metrics = {name: 100 * float(value) for name, value in entry["metrics"].items()}
     examples, scores = int(entry["examples"]), 100 * np.asarray(entry["example_scores"], dtype=float)
-    groups = np.asarray(entry.get("example_groups") or range(len(scores)), dtype=int)
-    if not metrics or examples < 1 or scores.ndim != 1 or groups.shape != scores.shape:
-        raise ValueError("a result without metrics, test examples, their scores or their groups")
+    if not metrics or examples < 1 or scores.ndim != 1:
+        raise ValueError("a result without metrics, test examples or their scores")
+    groups = np.asarray(entry.get("example_groups", range(len(scores))), dtype=int)
+    if groups.shape != scores.shape:
+        raise ValueError("a result whose test examples do not have a group each")
     return Result(metrics, examples, scores, groups)

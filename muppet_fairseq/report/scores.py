@@ -194,8 +194,8 @@ def _pooled(column: Column, results: list[Result]) -> dict[str, float]:
 
 def _groups(results: list[Result]) -> np.ndarray:
     """Groups over several datasets; none has examples of two."""
-    pairs = [(number, group) for number, result in enumerate(results) for group in result.example_groups]
-    return np.unique(pairs, axis=0, return_inverse=True)[1].ravel()
+    numbers = np.cumsum([0, *(result.example_groups.max(initial=0) + 1 for result in results[:-1])])
+    return np.concatenate([result.example_groups + first for result, first in zip(results, numbers, strict=True)])
 
 
 def _mean(cells: list[Cell]) -> Cell:
